@@ -1,0 +1,91 @@
+"""TemplateAlgo: what every family's Algo shares. Plans from statistics and writes a whole bundle; MONAI's BundleAlgo."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.apps.auto3dseg import BundleAlgo
+
+from autoseg.bundles import writer
+from autoseg.bundles.templates import template_settings
+from autoseg.datalist import load_datalist
+from autoseg.devices import detect_devices
+from autoseg.planning import Machine, Plan, Statistics, read_statistics
+from autoseg.planning.plan import mirror_axes
+from autoseg.records import Datalist
+from autoseg.workspace import read_yaml
+
+
+class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
+    """Base of `<Name>Algo` in a template: subclasses say `plan`, all else is here.
+
+    Under autoseg the pipeline calls `make_plan` and `export_to_disk`; under MONAI's AutoRunner, BundleGen calls
+    `export_to_disk`, which plans for the machine it finds.
+    """
+
+    def __init__(self, template_path: str | None = None):
+        super().__init__(template_path)
+        self.fold = 0
+
+    @abstractmethod
+    def plan(self, stats: Statistics, machine: Machine, modality: str) -> Plan:
+        """Hyper-parameters of this family for this data on this machine, each with its reason; pure."""
+
+    def make_plan(
+        self,
+        datastats: Mapping[str, Any],
+        source: Mapping[str, Any],
+        labels: Mapping[int, str],
+        machine: Machine,
+        overrides: Mapping[str, Any],
+    ) -> Plan:
+        """The family's plan completed by labels, seed and mirror axes, then by the user's `overrides`.
+
+        `source` is input.yaml's mapping (modality, seed, mirror_pairs). A user's num_epochs beats a planned
+        num_iterations, as it was said later.
+        """
+        stats = read_statistics(datastats)
+        plan = self.plan(stats, machine, str(source.get("normalization") or source.get("modality", "MRI")).upper())
+        values = sorted({0, *labels} if labels else stats.label_values)
+        plan.set("label_values", values, "as declared in the datalist")
+        plan.set("output_classes", len(values), "background and every label")
+        plan.set("class_names", {str(v): labels.get(v, f"class_{v}") for v in values if v}, "as declared")
+        plan.set("mirror_axes", *mirror_axes(labels, source.get("mirror_pairs")))
+        plan.set("modality", str(source.get("modality", "MRI")), "as given")
+        plan.set("seed", int(source.get("seed") or 0), "as given")
+        for key, value in overrides.items():
+            plan.set(key, value, "set by the user")
+        return plan
+
+    def _defaults(self) -> dict[str, Any]:
+        return template_settings(Path(str(self.template_path)) / self.name)
+
+    def fill_template_config(self, data_stats_filename: str, algo_path: str, **kwargs: Any) -> dict[str, Any]:
+        """Complete the copied template at `algo_path` to a bundle; tolerates unknown keyword arguments.
+
+        Keywords used: fold, plan (a ready Plan; otherwise one is made for this machine), home (where the bundle will
+        stand, if not at `algo_path`).
+        """
+        self.fold = int(kwargs.get("fold", self.fold))
+        source = read_yaml(self.data_list_file)
+        datalist = load_datalist(source["datalist"], source.get("dataroot"), class_names=source.get("class_names"))
+        plan = kwargs.get("plan") or self._plan_here(read_yaml(data_stats_filename), source, datalist)
+        settings = {**self._defaults(), **plan.settings, "name": self.name, "fold": self.fold}
+        home = Path(kwargs.get("home", algo_path))
+        settings["dataroot"] = datalist.dataroot
+        settings["datalist"] = writer.relative(source["datalist"], home)
+        settings["cache_dir"] = writer.relative(home.parent / "cache" / "preprocessed", home)
+        writer.write_bundle(Path(algo_path), settings)
+        return {"hyper_parameters.yaml": settings}
+
+    def _plan_here(self, datastats: Mapping[str, Any], source: Mapping[str, Any], datalist: Datalist) -> Plan:
+        devices = detect_devices()
+        machine = Machine(devices.kind, devices.job_memory, devices.cores)
+        return self.make_plan(datastats, source, datalist.labels, machine, {})
+
+    def state_dict(self) -> dict[str, Any]:
+        """MONAI's state and the fold: OptunaGen generates again without saying it."""
+        return {**super().state_dict(), "fold": self.fold}

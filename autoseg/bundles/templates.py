@@ -1,0 +1,78 @@
+"""Find algorithm templates and load their Algo class. A template is a folder with `scripts/algo.py`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+import autoseg
+from autoseg.errors import Fault, InputError, nearest
+
+if TYPE_CHECKING:
+    from autoseg.bundles.algo import TemplateAlgo
+
+SKELETON = Path(__file__).resolve().parent / "skeleton"
+
+
+def templates_folder() -> Path:
+    """The templates that come with autoseg: inside the installed package, or beside it in a checkout."""
+    package = Path(autoseg.__file__).resolve().parent
+    inside = package / "algorithm_templates"
+    return inside if inside.is_dir() else package.parent / "algorithm_templates"
+
+
+def available_templates(folder: str | Path | None = None) -> dict[str, Path]:
+    """Template folders by name, below `folder` or autoseg's own."""
+    root = Path(folder).expanduser().absolute() if folder else templates_folder()
+    if not root.is_dir():
+        raise InputError([Fault(str(root), "templates_path_or_url", "no such folder of algorithm templates")])
+    return {path.parents[1].name: path.parents[1] for path in sorted(root.glob("*/scripts/algo.py"))}
+
+
+def find_templates(names: tuple[str, ...], folder: str | Path | None = None) -> dict[str, Path]:
+    """The folders of the named families, in that order; unknown names are refused all at once."""
+    known = available_templates(folder)
+    faults = [
+        Fault("", "algos", f"unknown algorithm '{name}'{nearest(name, known)}; known: {', '.join(known) or 'none'}")
+        for name in names
+        if name not in known
+    ]
+    if faults:
+        raise InputError(faults)
+    return {name: known[name] for name in names}
+
+
+def skeleton_settings() -> dict[str, Any]:
+    """Hyper-parameters that every family has, with their defaults."""
+    settings: dict[str, Any] = yaml.safe_load((SKELETON / "configs" / "hyper_parameters.yaml").read_text("utf-8"))
+    return settings
+
+
+def template_settings(folder: Path) -> dict[str, Any]:
+    """Every hyper-parameter of a family with its default: the shared ones and its own."""
+    own = yaml.safe_load((folder / "configs" / "hyper_parameters.yaml").read_text("utf-8"))
+    return {**skeleton_settings(), **(own or {})}
+
+
+def load_algo(name: str, folder: Path) -> TemplateAlgo:
+    """An instance of `<Name>Algo` from `<folder>/scripts/algo.py`, named as MONAI's contract names it.
+
+    The module is imported as `<name>.scripts.algo`, for that is what `algo_object.json` holds and MONAI imports.
+    """
+    for module in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
+        del sys.modules[module]
+    sys.path.insert(0, str(folder.parent))
+    try:
+        importlib.invalidate_caches()
+        module_object = importlib.import_module(f"{name}.scripts.algo")
+        algo: TemplateAlgo = getattr(module_object, f"{name.capitalize()}Algo")(template_path=str(folder.parent))
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise InputError([Fault(str(folder / "scripts" / "algo.py"), name.capitalize() + "Algo", str(error))]) from error
+    finally:
+        sys.path.remove(str(folder.parent))
+    algo.name = name
+    return algo

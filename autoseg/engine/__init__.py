@@ -1,0 +1,1 @@
+"""What runs inside a job: data, train, validate, infer, checkpoints. The room of torch and monai."""

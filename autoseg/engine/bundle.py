@@ -1,0 +1,108 @@
+"""A bundle as the engine sees it: its hyper-parameters, network, transforms, cases and weights, read from its files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from monai.transforms import Compose
+
+from autoseg.datalist import load_datalist
+from autoseg.errors import Fault, Faults, InputError, nearest
+from autoseg.records import Case, Datalist
+from autoseg.workspace import read_yaml
+
+CACHE_VERSION = 1
+
+
+class Bundle:
+    """A bundle folder and its `settings` (hyper_parameters.yaml, with overrides on top)."""
+
+    def __init__(self, root: Path, settings: dict[str, Any]):
+        self.root, self.settings = root, settings
+
+    @classmethod
+    def load(cls, root: str | Path, overrides: Mapping[str, Any] | None = None) -> Bundle:
+        """Read `root`/configs; unknown overrides are refused, all at once, with the nearest known key."""
+        root = Path(root).resolve()
+        path = root / "configs" / "hyper_parameters.yaml"
+        settings = read_yaml(path)
+        faults = Faults()
+        for key in overrides or {}:
+            if key not in settings:
+                faults.add(path, key, f"unknown hyper-parameter{nearest(key, settings)}")
+        faults.raise_if_any()
+        return cls(root, {**settings, **(overrides or {})})
+
+    @property
+    def name(self) -> str:
+        return f"{self.settings['name']}_{self.settings['fold']}"
+
+    @property
+    def weights(self) -> Path:
+        return self.root / "models" / "model.pt"
+
+    def path(self, key: str) -> Path:
+        """A path among the settings, resolved against the bundle."""
+        return (self.root / str(self.settings[key])).resolve()
+
+    def content(self, file: str, entry: str) -> Any:
+        """The object that `entry` of configs/`file` describes, its `@` references filled from the settings."""
+        config = yaml.safe_load((self.root / "configs" / file).read_text(encoding="utf-8"))
+        parser = ConfigParser({**self.settings, **config})
+        return parser.get_parsed_content(entry)
+
+    def network(self) -> torch.nn.Module:
+        """The network with fresh weights; seed torch before for the same ones."""
+        network: torch.nn.Module = self.content("network.yaml", "network_def")
+        return network
+
+    def trained_network(self, weights: Path | None = None) -> torch.nn.Module:
+        """The network with its best weights, on the CPU, in evaluation mode."""
+        path = weights or self.weights
+        if not path.is_file():
+            raise InputError([Fault(str(path), "", "no weights: this bundle is not trained")])
+        network = self.network()
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        return network.eval()
+
+    def patch_transforms(self) -> Compose:
+        transforms: Compose = self.content("transforms_train.yaml", "patch_transforms")
+        return transforms
+
+    def preprocessing(self, with_label: bool = False) -> Compose:
+        """Transforms of {image: paths[, label: path]} to what the network sees."""
+        file, entry = (
+            ("transforms_validate.yaml", "preprocessing_with_label")
+            if with_label
+            else ("transforms_infer.yaml", "preprocessing")
+        )
+        transforms: Compose = self.content(file, entry)
+        return transforms
+
+    def preprocess(self, case: Case) -> MetaTensor:
+        """The image of a case as the network sees it, [C, X, Y, Z] float32, its affine with it."""
+        image: MetaTensor = self.preprocessing()({"image": list(case.image)})["image"]
+        return image
+
+    def preprocessing_key(self) -> str:
+        """Equal for bundles whose preprocessed cases are the same: folds, and families that agree."""
+        config = yaml.safe_load((self.root / "configs" / "transforms_validate.yaml").read_text(encoding="utf-8"))
+        text = json.dumps(config, sort_keys=True)
+        used = {k: v for k, v in self.settings.items() if f"@{k}" in text}
+        used |= {"label_values": self.settings["label_values"], "version": CACHE_VERSION}
+        return hashlib.blake2b((text + json.dumps(used, sort_keys=True)).encode(), digest_size=8).hexdigest()
+
+    def datalist(self) -> Datalist:
+        return load_datalist(self.path("datalist"), self.settings["dataroot"])
+
+    def cases(self) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+        """(training, validation) cases of this bundle's fold."""
+        return self.datalist().split(int(self.settings["fold"]))

@@ -1,0 +1,140 @@
+"""Preprocessed cases on disk, memory-mapped: done once a case and preprocessing, shared by folds and families.
+
+`<cache_dir>/<preprocessing key>/<case id>/`: image.npy float16 [C, X, Y, Z], label.npy uint8 [X, Y, Z] (label
+indices), places.npy int32 [N, 4] (label index, x, y, z: at most PLACES voxels a label), case.json, written last.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import hashlib
+import logging
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from autoseg.engine.bundle import Bundle
+from autoseg.records import Case
+from autoseg.workspace import read_json, write_json
+
+PLACES = 5000
+LARGEST_FLOAT16 = 65504.0
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CachedCase:
+    """A preprocessed case; arrays are opened read-only and memory-mapped, so that RAM holds only what is touched."""
+
+    id: str
+    folder: Path
+
+    @functools.cached_property
+    def image(self) -> npt.NDArray[np.float16]:
+        return np.load(self.folder / "image.npy", mmap_mode="r")  # type: ignore[no-any-return]
+
+    @functools.cached_property
+    def label(self) -> npt.NDArray[np.uint8]:
+        return np.load(self.folder / "label.npy", mmap_mode="r")  # type: ignore[no-any-return]
+
+    @functools.cached_property
+    def places(self) -> dict[int, npt.NDArray[np.int32]]:
+        """Voxel coordinates [n, 3] by label index."""
+        rows = np.load(self.folder / "places.npy")
+        return {int(index): rows[rows[:, 0] == index, 1:] for index in np.unique(rows[:, 0])}
+
+
+def source_stamp(case: Case) -> str:
+    """Changes when a file of the case does: path, size and time of change."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in (*case.image, case.label or ""):
+        status = os.stat(path) if path else None
+        digest.update(f"{path}|{status.st_size if status else 0}|{status.st_mtime_ns if status else 0};".encode())
+    return digest.hexdigest()
+
+
+def ensure_cached(
+    bundle: Bundle, cases: Sequence[Case], workers: int = 1, progress: Callable[[int, int], None] | None = None
+) -> list[CachedCase]:
+    """Preprocess the cases that are not yet on disk, `workers` at a time; returns all, in the order given."""
+    folder = bundle.path("cache_dir") / bundle.preprocessing_key()
+    missing = [case for case in cases if not _fresh(folder / case.id, case)]
+    if missing:
+        logger.info("preprocessing %d of %d cases into %s", len(missing), len(cases), folder)
+    work = functools.partial(preprocess_case, bundle.root, bundle.settings, folder)
+    done = 0
+    if workers <= 1 or len(missing) <= 2:
+        for case in missing:
+            work(case)
+            done += 1
+            if progress:
+                progress(done, len(missing))
+    else:
+        context = multiprocessing.get_context("forkserver")
+        with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+            for future in concurrent.futures.as_completed([pool.submit(work, case) for case in missing]):
+                future.result()
+                done += 1
+                if progress:
+                    progress(done, len(missing))
+    return [CachedCase(case.id, folder / case.id) for case in cases]
+
+
+def _fresh(folder: Path, case: Case) -> bool:
+    record = folder / "case.json"
+    return record.is_file() and read_json(record).get("source") == source_stamp(case)
+
+
+def preprocess_case(root: Path, settings: dict[str, Any], folder: Path, case: Case) -> None:
+    """Preprocess one case into `folder`/<id>: written beside and renamed, so that no reader sees half of it."""
+    bundle = Bundle(root, settings)
+    data = bundle.preprocessing(with_label=True)({"image": list(case.image), "label": case.label})
+    image = np.clip(data["image"].numpy(), -LARGEST_FLOAT16, LARGEST_FLOAT16).astype(np.float16)
+    label = to_indices(data["label"].numpy()[0], settings["label_values"])
+    target = folder / case.id
+    temporary = folder / f".{case.id}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        np.save(temporary / "image.npy", image)
+        np.save(temporary / "label.npy", label)
+        np.save(temporary / "places.npy", _places(label, len(settings["label_values"])))
+        write_json(temporary / "case.json", {"case": case.id, "source": source_stamp(case)})
+        shutil.rmtree(target, ignore_errors=True)
+        try:
+            os.replace(temporary, target)
+        except OSError:
+            if not _fresh(target, case):  # another job was faster: its result is as good
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def to_indices(label: npt.NDArray[Any], values: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """Label values as indices into `values` (gaps in the values vanish); an undeclared value is background."""
+    indices = np.zeros(label.shape, np.uint8)
+    rounded = np.rint(label).astype(np.int64)
+    for index, value in enumerate(values):
+        if index:
+            indices[rounded == value] = index
+    return indices
+
+
+def _places(label: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.int32]:
+    """At most PLACES voxels of every foreground label, evenly spread over the voxels in memory order."""
+    rows = []
+    for index in range(1, classes):
+        flat = np.flatnonzero(label == index)
+        if flat.size:
+            chosen = flat[np.linspace(0, flat.size - 1, min(PLACES, flat.size)).astype(np.int64)]
+            where = np.stack(np.unravel_index(chosen, label.shape), 1)
+            rows.append(np.concatenate([np.full((len(where), 1), index), where], 1))
+    return np.concatenate(rows).astype(np.int32) if rows else np.zeros((0, 4), np.int32)

@@ -1,0 +1,108 @@
+"""Training patches: foreground-balanced places, cut from memory-mapped cases, augmented, by a counter.
+
+Patch i of a training is a pure function of (seed, i): workers, their number and interruptions change nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.transforms import Compose
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from autoseg.engine.cache import CachedCase
+
+LONG = 2**31 - 1  # "until the budget is spent"
+
+
+class PatchDataset(Dataset[dict[str, torch.Tensor]]):
+    """Item i: {image [C, *roi_size] float32, label [1, *roi_size] float32 of label indices}.
+
+    Each pass over the cases (an epoch) is a fresh permutation. With probability `foreground_share` the patch is
+    centred near a voxel of a label drawn evenly among those present, otherwise anywhere.
+    """
+
+    def __init__(self, cases: Sequence[CachedCase], settings: dict[str, Any], transforms: Compose):
+        self.cases, self.transforms = list(cases), transforms
+        self.seed = int(settings["seed"])
+        self.share = float(settings["foreground_share"])
+        self.size = [math.ceil(s * float(settings["affine_margin"])) for s in settings["roi_size"]]
+
+    def __len__(self) -> int:
+        return LONG
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        epoch, place = divmod(index, len(self.cases))
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.cases))
+        random = np.random.default_rng([self.seed, 1, index])
+        case = self.cases[order[place]]
+        start = self._start(case, random)
+        data = {
+            "image": torch.from_numpy(cut(case.image, start, self.size).astype(np.float32)),
+            "label": torch.from_numpy(cut(case.label[None], start, self.size).astype(np.float32)),
+        }
+        self.transforms.set_random_state(seed=int(random.integers(2**31)))
+        augmented: dict[str, torch.Tensor] = self.transforms(data)
+        return augmented
+
+    def _start(self, case: CachedCase, random: np.random.Generator) -> list[int]:
+        """First corner of the patch, possibly outside of the volume: `cut` pads."""
+        shape = case.label.shape
+        centre: Sequence[float]
+        if case.places and random.random() < self.share:
+            places = case.places[int(random.choice(sorted(case.places)))]
+            jitter = [(random.random() - 0.5) * s * 0.5 for s in self.size]
+            centre = [float(p) + j for p, j in zip(places[random.integers(len(places))], jitter, strict=True)]
+        else:
+            centre = [random.random() * n for n in shape]
+        start = []
+        for middle, size, n in zip(centre, self.size, shape, strict=True):
+            if n <= size:  # the whole axis fits: centred, moved by what room there is
+                start.append(-((size - n) // 2))
+            else:
+                start.append(int(min(max(round(middle - size / 2), 0), n - size)))
+        return start
+
+
+def cut(volume: npt.NDArray[Any], start: Sequence[int], size: Sequence[int]) -> npt.NDArray[Any]:
+    """A block of `size` voxels of [C, X, Y, Z] from corner `start`, zeros where it lies outside."""
+    out = np.zeros((volume.shape[0], *size), volume.dtype)
+    source, target = [], []
+    for first, length, n in zip(start, size, volume.shape[1:], strict=True):
+        low, high = max(first, 0), min(first + length, n)
+        source.append(slice(low, high))
+        target.append(slice(low - first, high - first))
+    out[(slice(None), *target)] = volume[(slice(None), *source)]
+    return out
+
+
+class CountingSampler(Sampler[int]):
+    """Indices from `start` on, for as long as they are asked for."""
+
+    def __init__(self, start: int):
+        super().__init__()
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, LONG))
+
+    def __len__(self) -> int:
+        return LONG - self.start
+
+
+def patch_loader(dataset: PatchDataset, batch: int, step: int, workers: int) -> DataLoader[dict[str, torch.Tensor]]:
+    """Batches from optimiser step `step` on. Without workers patches are made between the steps, on the same cores."""
+    return DataLoader(
+        dataset,
+        batch_size=batch,
+        sampler=CountingSampler(step * batch),
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None,
+    )

@@ -1,0 +1,60 @@
+"""Loss, optimiser, learning-rate schedule, moving average: the parts of a training, by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from monai.losses import DeepSupervisionLoss, DiceCELoss, DiceFocalLoss
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+Loss = Callable[[list[torch.Tensor], torch.Tensor], torch.Tensor]
+LOSSES = {"dice_ce": DiceCELoss, "dice_focal": DiceFocalLoss}
+
+
+def build_loss(settings: Mapping[str, Any]) -> Loss:
+    """Dice over the batch plus cross-entropy or focal loss, halved in weight at each supervised level.
+
+    Called with logits [B, K, ...] by level (or one tensor) and label indices [B, 1, ...].
+    """
+    kind = LOSSES[settings["loss"]]
+    base = kind(softmax=True, to_onehot_y=True, include_background=False, batch=True)
+    supervised = DeepSupervisionLoss(base)
+
+    def loss(outputs: list[torch.Tensor], label: torch.Tensor) -> torch.Tensor:
+        levels = [level.float() for level in outputs] if isinstance(outputs, (list, tuple)) else outputs.float()
+        value: torch.Tensor = supervised(levels, label)
+        return value
+
+    return loss
+
+
+def build_optimizer(network: torch.nn.Module, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """AdamW, or SGD with Nesterov momentum."""
+    rate, decay = float(settings["learning_rate"]), float(settings["weight_decay"])
+    if settings["optimizer"] == "sgd":
+        momentum = float(settings["momentum"])
+        return torch.optim.SGD(network.parameters(), rate, momentum=momentum, weight_decay=decay, nesterov=True)
+    return torch.optim.AdamW(network.parameters(), rate, weight_decay=decay)
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share)),
+    "polynomial": lambda share: (1 - share) ** 0.9,  # nnU-Net's exponent
+    "constant": lambda share: 1.0,
+}
+
+
+def learning_rate(settings: Mapping[str, Any], share: float, step: int, warmup_steps: int) -> float:
+    """The rate at `share` (0-1) of the budget spent; grows linearly over the first `warmup_steps`."""
+    warmup = min(1.0, (step + 1) / max(1, warmup_steps))
+    floor = 1e-3  # never quite zero: the last steps still settle
+    factor = max(floor, SCHEDULES[settings["lr_schedule"]](min(1.0, share)))
+    return float(settings["learning_rate"]) * warmup * factor
+
+
+def build_average(network: torch.nn.Module, settings: Mapping[str, Any]) -> AveragedModel:
+    """Exponential moving average of the weights."""
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(float(settings["ema_decay"])))

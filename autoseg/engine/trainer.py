@@ -1,0 +1,265 @@
+"""The training loop: one for all families, 2D and 3D, on CPU and GPU. What varies is a setting or a hook."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from monai.data import set_track_meta
+
+from autoseg.devices import torch_device
+from autoseg.engine.bundle import Bundle
+from autoseg.engine.cache import ensure_cached
+from autoseg.engine.checkpoints import load_checkpoint, random_states, restore_random_states, save_checkpoint
+from autoseg.engine.patches import PatchDataset, patch_loader
+from autoseg.engine.recipe import build_average, build_loss, build_optimizer, learning_rate
+from autoseg.engine.validation import validate_cached
+from autoseg.records import to_plain
+from autoseg.workspace import write_yaml
+
+LOG_SECONDS = 2.0
+VALIDATIONS = 10  # where the budget is in steps or seconds, not in epochs
+logger = logging.getLogger(__name__)
+
+
+class Hook:
+    """Watches a training; override what is of interest. Hooks see the trainer and may set `trainer.stop`."""
+
+    def on_step(self, trainer: Trainer, loss: float) -> None:
+        """After every optimiser step."""
+
+    def on_validation(self, trainer: Trainer, dice: dict[str, float], mean_dice: float) -> None:
+        """After every validation."""
+
+
+@dataclass
+class Progress:
+    """Where a training stands; all of it is in the checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_mean_dice: float = -1.0
+    best_step: int = 0
+    validations: int = 0
+    loss: float = math.nan
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains one bundle until its budget (steps, epochs or seconds) is spent; resumes where its checkpoint stands.
+
+    Files, in the bundle: models/model.pt (best averaged weights, a flat state dict), models/model_final.pt (the
+    last), models/checkpoint.pt (everything exact resumption needs), metrics.jsonl, progress.yaml, tensorboard/.
+    """
+
+    def __init__(self, bundle: Bundle, hooks: tuple[Hook, ...] = ()):
+        self.bundle, self.settings, self.hooks = bundle, bundle.settings, hooks
+        self.device = torch_device()
+        self.progress = Progress()
+        self.stop = False
+        torch.manual_seed(int(self.settings["seed"]))
+        self.network = bundle.network().to(self.device)
+        if self.settings["channels_last"] and self.device.type == "cuda":
+            self.network = self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        torch.backends.cudnn.benchmark = True
+        self.average = build_average(self.network, self.settings)
+        self.optimizer = build_optimizer(self.network, self.settings)
+        self.loss = build_loss(self.settings)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self._precision is torch.float16)
+        training, validation = bundle.cases()
+        workers = torch.get_num_threads()
+        self.training = ensure_cached(bundle, training, workers)
+        self.validation = ensure_cached(bundle, [c for c in validation if c.label], workers)
+        self.batch = int(self.settings["num_images_per_batch"])
+        self.steps_per_epoch = max(1, math.ceil(len(self.training) / self.batch))
+
+    @property
+    def _precision(self) -> torch.dtype:
+        """float16 autocast needs a GPU; elsewhere it becomes bfloat16."""
+        wanted = self.settings["precision"]
+        if wanted == "float16" and self.device.type != "cuda":
+            wanted = "bfloat16"
+        return {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[wanted]
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        enabled = self._precision is not torch.float32
+        return torch.autocast(self.device.type, self._precision, enabled=enabled)
+
+    @property
+    def total_steps(self) -> int:
+        """The budget in steps; num_iterations wins over num_epochs."""
+        if self.settings["num_iterations"]:
+            return int(self.settings["num_iterations"])
+        return max(1, int(self.settings["num_epochs"]) * self.steps_per_epoch)
+
+    @property
+    def share(self) -> float:
+        """Share of the budget spent, 0 to 1: steps or seconds, whichever is further."""
+        limit = self.settings["max_seconds"]
+        by_time = self._seconds() / float(limit) if limit else 0.0
+        return min(1.0, max(self.progress.step / self.total_steps, by_time))
+
+    def _seconds(self) -> float:
+        return self.progress.seconds + time.monotonic() - self._resumed
+
+    def run(self) -> Progress:
+        """Train until the budget is spent; returns where it ended. The last validation is part of the budget."""
+        self._resumed = time.monotonic()
+        self._resume()
+        set_track_meta(False)
+        try:
+            with self._writer() as self._board:
+                self._loop()
+        finally:
+            set_track_meta(True)
+        self._save_weights("model_final.pt")
+        if not self.validation:
+            self._save_weights("model.pt")
+        return self.progress
+
+    def _loop(self) -> None:
+        workers = self.settings["num_workers"]
+        if workers is None:  # on a CPU the cores compute; beside a GPU they feed it
+            workers = 0 if self.device.type == "cpu" else max(1, torch.get_num_threads() - 1)
+        dataset = PatchDataset(self.training, self.settings, self.bundle.patch_transforms())
+        batches = iter(patch_loader(dataset, self.batch, self.progress.step, int(workers)))
+        warmup = int(float(self.settings["num_warmup_epochs"]) * self.steps_per_epoch)
+        warmup = min(warmup, self.total_steps // 5)
+        logged, losses = time.monotonic(), []
+        while self.share < 1.0 and not self.stop:
+            rate = learning_rate(self.settings, self.share, self.progress.step, warmup)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            losses.append(self._step(next(batches)))
+            self.progress.step += 1
+            for hook in self.hooks:
+                hook.on_step(self, losses[-1])
+            validate = self._validation_due()
+            if validate or time.monotonic() - logged > LOG_SECONDS:
+                self.progress.loss = sum(losses) / len(losses)
+                self._log({"learning_rate": rate}) if not validate else None
+                logged, losses = time.monotonic(), []
+            if validate:
+                self._validate(rate)
+
+    def _step(self, batch: dict[str, torch.Tensor]) -> float:
+        image = batch["image"].to(self.device, non_blocking=True)
+        label = batch["label"].to(self.device, non_blocking=True)
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            outputs = self.network(image)
+        loss = self.loss(outputs, label)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), float(self.settings["gradient_clip"]))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.average.update_parameters(self.network)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the loss is {value} at step {self.progress.step + 1}")
+        return value
+
+    def _validation_due(self) -> bool:
+        """At the end always; else every num_epochs_per_validation, or a tenth of a budget in steps or seconds."""
+        if self.share >= 1.0 or self.stop:
+            return True
+        if self.settings["num_iterations"] or self.settings["max_seconds"]:
+            return self.share * VALIDATIONS >= self.progress.validations + 1
+        every = int(self.settings["num_epochs_per_validation"]) * self.steps_per_epoch
+        return self.progress.step % every == 0
+
+    def _validate(self, rate: float) -> None:
+        self.progress.validations += 1
+        dice: dict[str, float] = {}
+        mean = math.nan
+        if self.validation:
+            network = self.average.module.eval()
+            dice, mean = validate_cached(network, self.validation, self.settings, self.device, self.autocast)
+        if mean > self.progress.best_mean_dice:
+            self.progress.best_mean_dice, self.progress.best_step = mean, self.progress.step
+            self._save_weights("model.pt")
+        self._log({"learning_rate": rate, "mean_dice": mean, "dice": dice})
+        for hook in self.hooks:
+            hook.on_validation(self, dice, mean)
+        self.progress.history.append(
+            {
+                "step": self.progress.step,
+                "epoch": self.progress.step // self.steps_per_epoch,
+                "loss": self.progress.loss,
+                "avg_dice_score": mean,
+                "best_avg_dice_score": self.progress.best_mean_dice if self.validation else math.nan,
+                "best_avg_dice_score_step": self.progress.best_step,
+            }
+        )
+        write_yaml(self.bundle.root / "progress.yaml", self.progress.history, versioned=False)
+        self._save_checkpoint()
+        logger.info("step %d: loss %.4f, mean Dice %.4f", self.progress.step, self.progress.loss, mean)
+
+    def _log(self, values: dict[str, Any]) -> None:
+        """A line of metrics.jsonl and TensorBoard scalars."""
+        line = {
+            "step": self.progress.step,
+            "num_iterations": self.total_steps,
+            "epoch": self.progress.step // self.steps_per_epoch,
+            "seconds": round(self._seconds(), 2),
+            "max_seconds": self.settings["max_seconds"],
+            "loss": self.progress.loss,
+            **values,
+        }
+        with open(self.bundle.root / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(to_plain(line)) + "\n")
+        for key in ("loss", "learning_rate", "mean_dice"):
+            if key in line:
+                self._board.add_scalar(key, line[key], self.progress.step)
+        for label, value in line.get("dice", {}).items():
+            self._board.add_scalar(f"dice/{label}", value, self.progress.step)
+
+    @contextlib.contextmanager
+    def _writer(self) -> Iterator[Any]:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(self.bundle.root / "tensorboard"), purge_step=self.progress.step)  # type: ignore[no-untyped-call]
+        try:
+            yield writer
+        finally:
+            writer.close()  # type: ignore[no-untyped-call]
+
+    def _save_weights(self, name: str) -> None:
+        state = {key: value.detach().cpu().contiguous() for key, value in self.average.module.state_dict().items()}
+        save_checkpoint(self.bundle.root / "models" / name, state)
+
+    def _save_checkpoint(self) -> None:
+        progress = {**vars(self.progress), "seconds": self._seconds()}
+        state = {
+            "progress": progress,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": random_states(),
+        }
+        save_checkpoint(self.bundle.root / "models" / "checkpoint.pt", state)
+
+    def _resume(self) -> None:
+        path = self.bundle.root / "models" / "checkpoint.pt"
+        if not path.is_file():
+            return
+        state = load_checkpoint(path)
+        self.progress = Progress(**state["progress"])
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        restore_random_states(state["random"])
+        logger.info("resumed at step %d of %d", self.progress.step, self.total_steps)
+
+

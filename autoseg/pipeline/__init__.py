@@ -1,0 +1,240 @@
+"""The verbs of a run: check, analyze, generate, train, ensemble, run; predict and evaluate for new data.
+
+Each takes a checked `RunConfig` and a listener for events, reads the files of the stage before and writes its own.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoseg.config import RunConfig, load_config
+from autoseg.datalist import load_datalist
+from autoseg.devices import detect_devices
+from autoseg.errors import InputError
+from autoseg.pipeline import prepare
+from autoseg.pipeline.session import Notify, Session, open_session, silent
+from autoseg.records import Datalist, Event, JobResult, LeaderboardEntry, from_plain
+from autoseg.workspace import Workspace, read_json, read_yaml
+
+if TYPE_CHECKING:
+    from autoseg.analysis import CheckResult
+    from autoseg.evaluation import Evaluation
+
+__all__ = ["RunResult", "analyze", "check", "ensemble", "evaluate", "generate", "predict", "run", "status", "train"]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run ended with. `evaluation` is of the testing cases, None where they have no labels."""
+
+    work_dir: Path
+    leaderboard: tuple[LeaderboardEntry, ...] = ()
+    members: tuple[str, ...] = ()
+    cross_validation: dict[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
+    predictions: dict[str, Path] = field(default_factory=dict)
+    failed: tuple[JobResult, ...] = ()
+    labels: dict[int, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 where a job failed and the result is valid all the same."""
+        return 3 if self.failed else 0
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """The files to look at, those that exist."""
+        w = Workspace(self.work_dir)
+        files = {
+            "leaderboard": w.leaderboard_json,
+            "cross-validation": w.cross_validation_json,
+            "ensemble": w.ensemble_json,
+            "predictions": w.ensemble_output,
+            "evaluation": w.evaluation_json,
+            "evaluation table": w.evaluation_csv,
+            "plan": w.plan_json,
+        }
+        return {name: path for name, path in files.items() if path.exists()}
+
+
+def check(config: RunConfig, notify: Notify | None = None) -> CheckResult:
+    """Read every file once; raises InputError with all faults, returns the warnings. Writes nothing."""
+    prepare.check_settings(config)
+    _, _, checked = prepare.examine_data(config, detect_devices().cores, None, notify or silent)
+    if checked.faults:
+        raise InputError(checked.faults)
+    return checked
+
+
+def analyze(config: RunConfig, notify: Notify | None = None) -> Path:
+    """Check and analyse; returns the path of datastats.yaml."""
+    prepare.check_settings(config)
+    prepare.read_datalist(config)
+    with open_session(config, notify) as session:
+        prepare.analyse(session)
+        return Path(session.workspace.datastats_yaml)
+
+
+def generate(config: RunConfig, notify: Notify | None = None) -> list[Path]:
+    """Analyse, plan and write the bundles; returns their folders."""
+    prepare.check_settings(config)
+    prepare.read_datalist(config)
+    with open_session(config, notify) as session:
+        return _generate(session)[1]
+
+
+def _generate(session: Session) -> tuple[Datalist, list[Path]]:
+    datalist = prepare.analyse(session)
+    return datalist, prepare.write_bundles(session, datalist, prepare.make_plans(session, datalist))
+
+
+def train(config: RunConfig, notify: Notify | None = None) -> RunResult:
+    """Everything up to the leaderboard; what is already there and unchanged is kept."""
+    return run(config, notify, stop_after="train")
+
+
+def ensemble(config: RunConfig, notify: Notify | None = None) -> RunResult:
+    """Choose members among what is trained in the work_dir, predict the testing cases, evaluate."""
+    from autoseg.pipeline import predicting
+
+    started = time.monotonic()
+    with open_session(config, notify) as session:
+        prepare.refuse_missing(session.workspace.leaderboard_json, "train")
+        datalist = load_datalist(session.workspace.datalist_json, read_yaml(session.workspace.input_yaml)["dataroot"])
+        board = _read_leaderboard(session.workspace)
+        result = RunResult(session.workspace.root, board, labels=datalist.labels)
+        return _ensemble(session, datalist, result, started, predicting)
+
+
+def run(
+    config: RunConfig, notify: Notify | None = None, dry_run: bool = False, stop_after: str | None = None
+) -> RunResult:
+    """The one call: check, analyse, plan, train all folds in parallel, ensemble, predict, evaluate.
+
+    With `dry_run` stops when bundles are planned and written. Raises InputError (bad input, nothing spent) and
+    NoResultError (nothing valid came out).
+    """
+    started = time.monotonic()
+    prepare.check_settings(config)
+    prepare.read_datalist(config)  # every fault of the datalist before the work_dir is touched
+    with open_session(config, notify) as session:
+        from autoseg.pipeline import predicting, training
+
+        datalist, bundles = _generate(session)
+        if dry_run or config.train is False:
+            return RunResult(session.workspace.root, labels=datalist.labels, seconds=time.monotonic() - started)
+        results = training.train(session, bundles, datalist)
+        failed = training.report_failures(session, results)
+        board = training.write_leaderboard(session, results, bundles)
+        folds = read_json(session.workspace.cross_validation_json)["families"]
+        result = RunResult(
+            session.workspace.root, board, cross_validation=folds, failed=failed, labels=datalist.labels
+        )
+        if stop_after == "train" or config.ensemble is False:
+            return _finished(session, result, started)
+        return _ensemble(session, datalist, result, started, predicting)
+
+
+def _ensemble(
+    session: Session, datalist: Datalist, result: RunResult, started: float, predicting: Any
+) -> RunResult:
+    without_validation = all(math.isnan(entry.mean_dice) for entry in result.leaderboard)
+    members = predicting.pick_members(session, result.leaderboard, unvalidated_ok=without_validation)
+    names = tuple(member.name for member in members)
+    predictions: dict[str, Path] = {}
+    failed: tuple[JobResult, ...] = ()
+    evaluation = None
+    if datalist.testing:
+        session.stage(f"prediction: {len(datalist.testing)} testing cases")
+        predictions, failed = predicting.predict_cases(
+            session, names, datalist.testing, lambda case: session.workspace.prediction(case.id), "predict"
+        )
+        evaluation = predicting.evaluate_testing(session, datalist, predictions)
+    complete = RunResult(
+        **{
+            **vars(result),
+            "members": names,
+            "predictions": predictions,
+            "evaluation": evaluation,
+            "failed": (*result.failed, *failed),
+        }
+    )
+    return _finished(session, complete, started)
+
+
+def _finished(session: Session, result: RunResult, started: float) -> RunResult:
+    result = RunResult(**{**vars(result), "seconds": time.monotonic() - started})
+    best = max((e.mean_dice for e in result.leaderboard if not math.isnan(e.mean_dice)), default=math.nan)
+    facts = {"best_mean_dice": best, "members": result.members, "seconds": result.seconds}
+    if result.evaluation is not None:
+        facts["test_mean_dice"] = result.evaluation.mean_dice
+    session.notify(Event("result", f"done in {result.seconds / 60:.1f} minutes", facts))
+    return result
+
+
+def _read_leaderboard(workspace: Workspace) -> tuple[LeaderboardEntry, ...]:
+    entries = read_json(workspace.leaderboard_json)["entries"]
+    return tuple(from_plain(LeaderboardEntry, entry) for entry in entries)
+
+
+def predict(
+    work_dir: str | Path, input: str | Path, output: str | Path, notify: Notify | None = None
+) -> dict[str, Path]:
+    """Predict new images (a file or a folder) by a finished run's ensemble; writes <output>/<case>.nii.gz."""
+    from autoseg.pipeline import predicting
+
+    workspace = Workspace(work_dir)
+    names = predicting.trained_members(workspace)
+    settings = read_yaml(workspace.root / names[0] / "configs" / "hyper_parameters.yaml")
+    cases = predicting.input_cases(input, int(settings["input_channels"]))
+    target = Workspace(output)
+    target.create()
+    config = load_config(None, work_dir=str(workspace.root))
+    with open_session(config, notify) as session:
+        made, _ = predicting.predict_cases(
+            session, names, cases, lambda case: target.root / f"{case.id}.nii.gz", "predict_new"
+        )
+    return made
+
+
+def evaluate(
+    predictions: str | Path,
+    references: str | Path,
+    output: str | Path | None = None,
+    notify: Notify | None = None,
+    labels: dict[int, str] | None = None,
+    tolerance_mm: float = 1.0,
+) -> Evaluation:
+    """Score a folder of predictions against a folder of references; writes `output` (JSON) and its CSV neighbour."""
+    from autoseg.evaluation import evaluate_folder, write_evaluation
+
+    evaluation = evaluate_folder(
+        predictions,
+        references,
+        labels=labels,
+        tolerance_mm=tolerance_mm,
+        workers=detect_devices().cores,
+        notify=notify or silent,
+    )
+    if output is not None:
+        path = Path(output)
+        write_evaluation(evaluation, path, path.with_suffix(".csv"))
+    return evaluation
+
+
+def status(work_dir: str | Path) -> dict[str, Any]:
+    """Where a run stands, from its files: jobs by state, leaderboard, members."""
+    workspace = Workspace(work_dir)
+    prepare.refuse_missing(workspace.root, "run")
+    jobs = {}
+    for folder in sorted(workspace.jobs.glob("*")):
+        record = folder / "result.json"
+        jobs[folder.name] = read_json(record) if record.exists() else {"status": "not finished"}
+    board = read_json(workspace.leaderboard_json)["entries"] if workspace.leaderboard_json.exists() else []
+    members = read_json(workspace.ensemble_json)["members"] if workspace.ensemble_json.exists() else []
+    return {"work_dir": str(workspace.root), "jobs": jobs, "leaderboard": board, "members": members}

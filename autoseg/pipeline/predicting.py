@@ -1,0 +1,148 @@
+"""From trained bundles to predictions and their scores: members, prediction jobs, evaluation."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from autoseg.ensemble.members import choose_members
+from autoseg.errors import Fault, InputError, NoResultError
+from autoseg.evaluation import Evaluation, evaluate_pairs, write_evaluation
+from autoseg.pipeline.session import Session
+from autoseg.pipeline.training import data_stamp, fingerprint, run_jobs
+from autoseg.records import Case, Datalist, Event, Job, JobResult, LeaderboardEntry, Resources
+from autoseg.workspace import Workspace, read_json, write_json
+
+IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+
+
+def pick_members(
+    session: Session, leaderboard: Sequence[LeaderboardEntry], *, unvalidated_ok: bool
+) -> tuple[LeaderboardEntry, ...]:
+    """Members by the configured method, those left out named; ensemble.json says both."""
+    config = session.config
+    members, left_out = choose_members(
+        leaderboard, config.ensemble_method, n_best=config.n_best, unvalidated_ok=unvalidated_ok
+    )
+    for name, reason in left_out:
+        session.notify(Event("warning", f"{name} stays out of the ensemble: {reason}"))
+    if not members:
+        raise NoResultError("no trained network is fit for an ensemble")
+    names = [member.name for member in members]
+    record = {
+        "method": config.ensemble_method,
+        "mode": config.ensemble_mode,
+        "members": names,
+        "left_out": [{"name": name, "reason": reason} for name, reason in left_out],
+    }
+    write_json(session.workspace.ensemble_json, record)
+    session.stage(f"ensemble: {config.ensemble_method} of {len(names)}: {', '.join(names)}")
+    return tuple(members)
+
+
+def predict_cases(
+    session: Session, members: Sequence[str], cases: Sequence[Case], output: Callable[[Case], Path], label: str
+) -> tuple[dict[str, Path], tuple[JobResult, ...]]:
+    """Predict cases by the ensemble, spread over the slots. Returns (case id -> file, jobs that failed)."""
+    workspace = session.workspace
+    # one process per GPU; on a CPU one process with all cores, for windows spread over threads by themselves
+    slots = session.slots(len(cases)) if session.devices.gpus else session.whole_machine()
+    shards = [list(cases[i :: len(slots)]) for i in range(min(len(slots), len(cases)))]
+    jobs = []
+    for number, shard in enumerate(shards):
+        job_id = f"{label}_{number}"
+        folder = workspace.job(job_id)
+        bundles = [workspace.root / name for name in members]
+        spec = {
+            "bundles": [str(b) for b in bundles],
+            "cases": shard,
+            "outputs": {case.id: str(output(case)) for case in shard},
+            "mode": session.config.ensemble_mode,
+            "scratch": str(workspace.cache / "scratch"),
+            "results": str(folder / "predictions.json"),
+            "progress": str(folder / "metrics.jsonl"),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "spec.json", spec)
+        weights = [((b / "models" / "model.pt").stat().st_mtime_ns, b.name) for b in bundles]
+        jobs.append(
+            Job(
+                id=job_id,
+                argv=(sys.executable, "-m", "autoseg.ensemble", "predict", str(folder / "spec.json")),
+                cwd=str(folder),
+                outputs=("predictions.json", *(str(output(case)) for case in shard)),
+                fingerprint=fingerprint(folder / "spec.json", weights, data_stamp(shard)),
+                resources=Resources(gpus=1 if session.devices.gpus else 0, cpus=session.devices.cores),
+                cost=len(shard),
+                progress="metrics.jsonl",
+            )
+        )
+    results = run_jobs(session, jobs, whole_machine=not session.devices.gpus)
+    predictions: dict[str, Path] = {}
+    for job in jobs:
+        answer = Path(job.cwd) / "predictions.json"
+        found = read_json(answer) if answer.exists() else {"predictions": {}, "errors": {}}
+        predictions |= {case: Path(path) for case, path in found["predictions"].items() if Path(path).exists()}
+        for case, error in found["errors"].items():
+            session.notify(Event("warning", f"{case} could not be predicted: {error}"))
+    return predictions, tuple(r for r in results.values() if r.status != "done")
+
+
+def evaluate_testing(session: Session, datalist: Datalist, predictions: dict[str, Path]) -> Evaluation | None:
+    """Scores of the testing cases that have labels; writes evaluation.json and evaluation.csv."""
+    pairs = [
+        (case.id, str(predictions[case.id]), case.label)
+        for case in datalist.testing
+        if case.label and case.id in predictions
+    ]
+    if not pairs:
+        return None
+    session.stage(f"evaluation: {len(pairs)} testing cases")
+    evaluation = evaluate_pairs(
+        pairs,
+        labels=datalist.labels,
+        tolerance_mm=session.config.tolerance_mm,
+        workers=session.devices.cores,
+        notify=session.notify,
+    )
+    write_evaluation(evaluation, session.workspace.evaluation_json, session.workspace.evaluation_csv)
+    return evaluation
+
+
+def trained_members(workspace: Workspace) -> tuple[str, ...]:
+    """The ensemble's members as ensemble.json names them; faults where there are none or their weights are gone."""
+    if not workspace.ensemble_json.exists():
+        raise InputError(
+            [Fault(str(workspace.root), "work_dir", "holds no finished run (no ensemble.json): `autoseg run` makes one")]
+        )
+    names = tuple(read_json(workspace.ensemble_json)["members"])
+    faults = [
+        Fault(str(workspace.root / name), "", "a member of the ensemble, but its weights are gone")
+        for name in names
+        if not (workspace.root / name / "models" / "model.pt").is_file()
+    ]
+    if faults:
+        raise InputError(faults)
+    return names
+
+
+def input_cases(source: str | Path, channels: int) -> list[Case]:
+    """The images to predict: one file, or every image of a folder.
+
+    With several channels, files named <case>_0000, <case>_0001, ... are the channels of a case (nnU-Net's naming);
+    other files are taken to hold all channels.
+    """
+    path = Path(source).expanduser().absolute()
+    if not path.exists():
+        raise InputError([Fault(str(path), "input", "no such file or folder")])
+    files = sorted(f for f in path.iterdir() if f.name.endswith(IMAGE_ENDINGS)) if path.is_dir() else [path]
+    if not files:
+        raise InputError([Fault(str(path), "input", f"holds no image ({', '.join(IMAGE_ENDINGS)})")])
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        stem = next((file.name[: -len(e)] for e in IMAGE_ENDINGS if file.name.endswith(e)), file.stem)
+        head, _, tail = stem.rpartition("_")
+        numbered = channels > 1 and len(tail) == 4 and tail.isdigit() and head
+        groups.setdefault(head if numbered else stem, []).append(file)
+    return [Case(id=name, image=tuple(str(f) for f in group)) for name, group in groups.items()]

@@ -1,0 +1,181 @@
+"""From the datalist to bundles: check, analyse, split into folds, plan, write. Nothing is trained here."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from autoseg.analysis import CheckResult, check_reports, discovered_labels, examine, label_counts, summarize
+from autoseg.config import RunConfig, config_to_input
+from autoseg.datalist import load_datalist, make_folds, plain_datalist
+from autoseg.errors import Fault, Faults, InputError, nearest
+from autoseg.pipeline.session import Session
+from autoseg.planning import Machine, Plan
+from autoseg.records import Datalist, Event
+from autoseg.workspace import read_yaml, write_json, write_yaml
+
+
+def read_datalist(config: RunConfig) -> Datalist:
+    """The datalist as configured; every fault of it at once."""
+    return load_datalist(
+        config.datalist,
+        config.dataroot,
+        class_names=config.class_names,
+        train_on_all=config.train_on_all,
+        patient_pattern=config.patient_pattern,
+        num_fold=config.num_fold,
+    )
+
+
+def check_settings(config: RunConfig) -> None:
+    """Families, their settings' names: refused before any image is read. Loads no torch."""
+    from autoseg.bundles.templates import find_templates, template_settings
+
+    folders = find_templates(config.algos, config.templates_path_or_url)
+    known = {name: template_settings(folder) for name, folder in folders.items()}
+    every = {key for settings in known.values() for key in settings}
+    faults = Faults()
+    for key in config.settings:
+        if key not in every:
+            faults.add("", f"--set {key}", f"no bundle knows this hyper-parameter{nearest(key, every)}")
+    for family, settings in config.family_settings.items():
+        if family not in known:
+            faults.add("", f"--set {family}.", f"this family is not among the algos{nearest(family, known)}")
+            continue
+        for key in settings:
+            if key not in known[family]:
+                hint = nearest(key, known[family])
+                faults.add("", f"--set {family}.{key}", f"no such hyper-parameter of {family}{hint}")
+    faults.raise_if_any()
+
+
+def examine_data(
+    config: RunConfig, workers: int, cache: Path | None, notify: Any
+) -> tuple[Datalist, list[Any], CheckResult]:
+    """(datalist, one report a case, what is wrong). Reads every file once; raises nothing about the images."""
+    datalist = read_datalist(config)
+    cases = (*datalist.training, *datalist.validation, *datalist.testing)
+    reports = examine(cases, workers=workers, cache_dir=cache, notify=notify)
+    if not datalist.labels:
+        datalist = replace(datalist, labels=discovered_labels(reports))
+    return datalist, reports, check_reports(datalist, reports)
+
+
+def analyse(session: Session) -> Datalist:
+    """Check and analyse the data; writes input.yaml, datalist.json (with folds) and datastats*.yaml."""
+    config, workspace = session.config, session.workspace
+    session.stage("analysis: reading every case")
+    datalist, reports, checked = examine_data(
+        config, session.devices.cores, workspace.cache / "analysis", session.notify
+    )
+    for warning in checked.warnings:
+        session.notify(Event("warning", str(warning)))
+    if config.check and checked.faults:
+        raise InputError(checked.faults)
+    datalist = make_folds(datalist, label_counts(reports), config.num_fold, config.seed)
+    labelled = {case.id for case in (*datalist.training, *datalist.validation)}
+    stats, by_case = summarize([r for r in reports if r.case in labelled], labels=datalist.labels)
+    write_json(workspace.datalist_json, plain_datalist(datalist))
+    source = {**config_to_input(config), "datalist": str(workspace.datalist_json), "dataroot": datalist.dataroot}
+    write_yaml(workspace.input_yaml, source, versioned=False)
+    write_yaml(workspace.datastats_yaml, stats, versioned=False)
+    write_yaml(workspace.datastats_by_case_yaml, by_case, versioned=False)
+    folds = f"{datalist.num_fold} fold{'s' if datalist.num_fold != 1 else ''}"
+    counts = f"{len(datalist.training)} training, {len(datalist.testing)} testing"
+    session.stage(f"analysis: {counts} cases, {folds}, labels {', '.join(datalist.labels.values())}")
+    return datalist
+
+
+def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
+    """A plan a family, written to plan.json with the reason of every value."""
+    from autoseg.bundles import find_templates, load_algo, template_settings
+
+    config, workspace = session.config, session.workspace
+    stats, source = read_yaml(workspace.datastats_yaml), read_yaml(workspace.input_yaml)
+    jobs = len(config.algos) * datalist.num_fold
+    slots = session.slots(jobs)
+    machine = Machine(session.devices.kind, min(s.memory for s in slots), min(s.cpus for s in slots))
+    plans = {}
+    for name, folder in find_templates(config.algos, config.templates_path_or_url).items():
+        overrides = {**budget(session, jobs, len(slots)), **config.settings, **config.family_settings.get(name, {})}
+        known = template_settings(folder)
+        overrides = {key: value for key, value in overrides.items() if key in known}
+        plans[name] = load_algo(name, folder).make_plan(stats, source, datalist.labels, machine, overrides)
+    written = {
+        name: {
+            "skip": plan.skip,
+            "settings": {k: {"value": v, "reason": plan.reasons[k]} for k, v in plan.settings.items()},
+        }
+        for name, plan in plans.items()
+    }
+    write_json(workspace.plan_json, {"machine": machine, "families": written})
+    return plans
+
+
+def budget(session: Session, jobs: int, slots: int) -> dict[str, Any]:
+    """`minutes` for the whole training stage, as seconds of each job: jobs run in rounds over the slots."""
+    if session.config.minutes is None:
+        return {}
+    rounds = -(-jobs // slots)
+    seconds = 60.0 * session.config.minutes / rounds
+    reserve = min(60.0, 15.0 + 0.05 * seconds)  # start-up and the last validation, which no job's budget holds
+    return {"max_seconds": round(max(10.0, seconds - reserve), 1), "num_epochs": 100_000}
+
+
+def write_bundles(session: Session, datalist: Datalist, plans: Mapping[str, Plan]) -> list[Path]:
+    """A bundle a (family, fold); one whose files would be the same is left as it stands, results and all."""
+    from monai.auto3dseg import algo_to_json
+
+    from autoseg.bundles import find_templates, load_algo
+
+    workspace = session.workspace
+    bundles = []
+    for name, folder in find_templates(session.config.algos, session.config.templates_path_or_url).items():
+        if plans[name].skip:
+            session.notify(Event("warning", f"{name} is left out: {plans[name].skip}"))
+            continue
+        home = workspace.templates / name
+        _replace_tree(folder, home)
+        for fold in range(datalist.num_fold):
+            algo = load_algo(name, home)
+            algo.set_data_stats(str(workspace.datastats_yaml))
+            algo.set_data_source(str(workspace.input_yaml))
+            target = workspace.bundle(name, fold)
+            draft = workspace.cache / "drafts" / target.name
+            algo.export_to_disk(str(draft.parent), draft.name, fold=fold, plan=plans[name], home=target)
+            if _same_files(draft, target):
+                shutil.rmtree(draft)
+            else:
+                shutil.rmtree(target, ignore_errors=True)
+                draft.rename(target)
+            algo.output_path = str(target)
+            if not (target / "algo_object.json").exists():
+                algo_to_json(algo, template_path=str(workspace.templates))
+            bundles.append(target)
+    shutil.rmtree(workspace.cache / "drafts", ignore_errors=True)
+    session.stage(f"planning: {len(bundles)} bundles written, see {workspace.plan_json}")
+    return bundles
+
+
+def _replace_tree(source: Path, target: Path) -> None:
+    if source.resolve() != target.resolve():
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def _same_files(draft: Path, target: Path) -> bool:
+    """Whether every file of the draft's configs and scripts stands in `target` unchanged."""
+    files = [p for part in ("configs", "scripts") for p in (draft / part).rglob("*") if p.is_file()]
+    return target.is_dir() and all(
+        (target / p.relative_to(draft)).is_file() and (target / p.relative_to(draft)).read_bytes() == p.read_bytes()
+        for p in files
+    )
+
+
+def refuse_missing(path: Path, verb: str) -> None:
+    """A stage's file that the verb before should have written."""
+    if not path.exists():
+        raise InputError([Fault(str(path), "", f"not there: `autoseg {verb}` writes it")])

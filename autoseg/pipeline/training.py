@@ -1,0 +1,155 @@
+"""Bundles as jobs over the slots, and what they scored: the leaderboard and the cross-validation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from autoseg._version import __version__
+from autoseg.errors import NoResultError
+from autoseg.execution import LocalExecutor, Scheduler
+from autoseg.pipeline.session import Session
+from autoseg.records import Case, Datalist, Event, Job, JobResult, LeaderboardEntry, Resources
+from autoseg.workspace import read_json, write_json
+
+
+def fingerprint(*parts: Any) -> str:
+    """A digest of what a job depends on; paths count by their content's size and time of change."""
+    digest = hashlib.blake2b(__version__.encode(), digest_size=16)
+    for part in parts:
+        if isinstance(part, Path) and part.is_file():
+            digest.update(part.read_bytes())
+        else:
+            digest.update(json.dumps(part, default=str, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def data_stamp(cases: Sequence[Case]) -> list[tuple[str, int, int]]:
+    """Path, size and time of change of every file of the cases."""
+    paths = [Path(p) for case in cases for p in (*case.image, *([case.label] if case.label else []))]
+    return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+
+
+def run_jobs(session: Session, jobs: Sequence[Job], *, whole_machine: bool = False) -> dict[str, JobResult]:
+    """Run jobs over the slots (or one after another on all cores)."""
+    slots = session.whole_machine() if whole_machine else session.slots(len(jobs))
+    return Scheduler(LocalExecutor(), slots, session.workspace.jobs, session.notify).run(jobs)
+
+
+def preprocess(session: Session, bundles: Sequence[Path], datalist: Datalist) -> None:
+    """Fill the cache of preprocessed cases, once for all bundles that agree. A failure is left to the trainings."""
+    from autoseg.engine.bundle import Bundle
+
+    by_key = {Bundle.load(path).preprocessing_key(): path for path in reversed(bundles)}
+    stamp = data_stamp((*datalist.training, *datalist.validation))
+    jobs = [
+        Job(
+            id=f"preprocess_{key}",
+            argv=(sys.executable, "-m", "autoseg.engine", "preprocess", str(path)),
+            cwd=str(session.workspace.root),
+            outputs=(f"cache/preprocessed/{key}",),
+            fingerprint=fingerprint(key, stamp),
+            resources=Resources(cpus=session.devices.cores),
+            progress=f"jobs/preprocess_{key}/metrics.jsonl",
+        )
+        for key, path in by_key.items()
+    ]
+    session.stage(f"preprocessing: {len(datalist.training) + len(datalist.validation)} cases")
+    run_jobs(session, jobs, whole_machine=True)
+
+
+def training_jobs(session: Session, bundles: Sequence[Path], datalist: Datalist) -> list[Job]:
+    """One training a bundle."""
+    jobs = []
+    for bundle in bundles:
+        training, validation = datalist.split(int(bundle.name.rsplit("_", 1)[1]))
+        files = sorted(p for part in ("configs", "scripts") for p in (bundle / part).glob("*.*"))
+        jobs.append(
+            Job(
+                id=bundle.name,
+                argv=(sys.executable, str(bundle / "scripts" / "train.py"), "run"),
+                cwd=str(bundle),
+                outputs=("models/model.pt", "progress.yaml", "scores.json"),
+                fingerprint=fingerprint(*files, data_stamp((*training, *validation))),
+                resources=Resources(gpus=1 if session.devices.gpus else 0),
+                cost=len(training),
+                progress="metrics.jsonl",
+            )
+        )
+    return jobs
+
+
+def train(session: Session, bundles: Sequence[Path], datalist: Datalist) -> dict[str, JobResult]:
+    """Train every bundle; raises NoResultError where none could be trained."""
+    preprocess(session, bundles, datalist)
+    jobs = training_jobs(session, bundles, datalist)
+    slots = session.slots(len(jobs))
+    places = ", ".join(f"{s.id} ({s.cpus} core{'s' if s.cpus > 1 else ''})" for s in slots)
+    session.stage(f"training: {len(jobs)} jobs over {places}")
+    results = run_jobs(session, jobs)
+    if all(result.status != "done" for result in results.values()):
+        first = next(iter(results.values()))
+        raise NoResultError(f"no training ended well; the first error: {first.error} (log: {first.log})")
+    return results
+
+
+def write_leaderboard(
+    session: Session, results: dict[str, JobResult], bundles: Sequence[Path]
+) -> tuple[LeaderboardEntry, ...]:
+    """leaderboard.json from the scores of every bundle, best first; and cross_validation.json over all folds."""
+    entries = []
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for bundle in bundles:
+        algo, fold = bundle.name.rsplit("_", 1)
+        status = results[bundle.name].status if bundle.name in results else "missing"
+        scores = read_json(bundle / "scores.json") if status == "done" else {}
+        cases.setdefault(algo, []).extend(scores.get("cases", []))
+        entries.append(
+            LeaderboardEntry(
+                algo=algo,
+                fold=int(fold),
+                status=status,
+                mean_dice=_number(scores.get("mean_dice")),
+                dice={label: _number(value) for label, value in scores.get("dice", {}).items()},
+                steps=int(scores.get("steps", 0)),
+                seconds=float(scores.get("seconds", 0.0)),
+            )
+        )
+    entries.sort(key=lambda e: (math.isnan(e.mean_dice), -e.mean_dice if not math.isnan(e.mean_dice) else 0, e.name))
+    write_json(session.workspace.leaderboard_json, {"entries": entries})
+    write_json(
+        session.workspace.cross_validation_json,
+        {"families": {algo: cross_validation(rows) for algo, rows in cases.items()}},
+    )
+    return tuple(entries)
+
+
+def cross_validation(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean Dice by label over the cases of all folds, each predicted by the network that did not see it."""
+    from autoseg.evaluation import bootstrap_mean
+
+    dice = {}
+    for label in sorted({int(row["label"]) for row in rows}):
+        values = [float(r["dice"]) for r in rows if int(r["label"]) == label and r["dice"] is not None]
+        mean, low, high = bootstrap_mean(values)
+        dice[str(label)] = {"mean": mean, "low": low, "high": high}
+    known = [d["mean"] for d in dice.values() if not math.isnan(d["mean"])]
+    mean_dice = sum(known) / len(known) if known else math.nan
+    return {"mean_dice": mean_dice, "dice": dice, "n_cases": len({row["case"] for row in rows}), "cases": list(rows)}
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def report_failures(session: Session, results: dict[str, JobResult]) -> tuple[JobResult, ...]:
+    """The jobs that did not end well, each said once."""
+    failed = tuple(r for r in results.values() if r.status not in ("done", "kept"))
+    for result in failed:
+        session.notify(Event("warning", f"{result.id} {result.status}; the run goes on without it"))
+    return failed

@@ -1,0 +1,109 @@
+"""Rules of geometry: the spacing networks see, the patch (roi_size) they see it in, and how often they halve it.
+
+Sources: "nnU-Net": Isensee et al., Nature Methods 18 (2021), supplementary note 2; "Auto3DSeg": MONAI 1.6's
+documented SegResNet recipe. Spacings in mm, sizes in voxels, axes in RAS order.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from autoseg.planning.statistics import Machine, Statistics, Triple
+
+ANISOTROPY = 3.0  # nnU-Net: an axis three times coarser than the finest is anisotropic
+GROWTH = 1.15  # Auto3DSeg: the patch may outgrow the median size so far
+CPU_PATCH_VOXELS = 160_000  # a step of 16 filters at batch 2 then takes under a second on two cores
+GPU_PATCH_VOXELS = 224 * 224 * 144  # Auto3DSeg
+SMALLEST_BOTTLENECK = 4  # nnU-Net stops halving an axis below 4 voxels
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A patch of `size` voxels, halved along axis k `halvings[k]` times; size is a multiple of 2 ** halvings."""
+
+    size: tuple[int, int, int]
+    levels: int
+    halvings: tuple[int, int, int]
+
+
+def target_spacing(stats: Statistics) -> tuple[list[float], str]:
+    """The spacing to resample to: the median of each axis; on an anisotropic one its 10th percentile (nnU-Net)."""
+    median = stats.spacing_median
+    coarse = max(range(3), key=lambda axis: median[axis])
+    if median[coarse] > ANISOTROPY * min(median):
+        spacing = list(median)
+        spacing[coarse] = max(stats.spacing_tenth[coarse], *(median[a] for a in range(3) if a != coarse))
+        return _rounded(spacing), f"median; axis {coarse} is over {ANISOTROPY:g} times coarser: its 10th percentile"
+    return _rounded(median), "median spacing of the cases on each axis"
+
+
+def resample_needed(stats: Statistics) -> tuple[bool, str]:
+    """Whether spacings differ enough to resample (Auto3DSeg: p0.5 under half or p99.5 over 1.5 times the target).
+
+    Stricter than Auto3DSeg: any case off by over 5 % is resampled, for sizes in mm carry meaning; data of one
+    spacing is left as it is.
+    """
+    target = target_spacing(stats)[0]
+    lowest = min(stats.spacing_low[a] / target[a] for a in range(3))
+    highest = max(stats.spacing_high[a] / target[a] for a in range(3))
+    needed = lowest < 0.95 or highest > 1.05
+    return needed, f"spacings lie between {lowest:.2f} and {highest:.2f} of the target"
+
+
+def median_size(stats: Statistics, spacing: list[float]) -> Triple:
+    """Median cropped size in voxels after resampling to `spacing`."""
+    sizes = [stats.cropped_shape_median[a] * stats.spacing_median[a] / spacing[a] for a in range(3)]
+    return sizes[0], sizes[1], sizes[2]
+
+
+def plan_patch(
+    stats: Statistics, spacing: list[float], machine: Machine, max_levels: int, bytes_per_voxel: float, batch: int
+) -> tuple[Patch, str]:
+    """The patch for a network of at most `max_levels` levels that keeps `bytes_per_voxel` of activations.
+
+    Starts from the median size, shrinks the axis longest in mm until the voxels fit the device's budget (70 % of
+    its memory at `batch`, or CPU_PATCH_VOXELS), then rounds to the network's stride: up, while the patch stays
+    within the budget and GROWTH of the median size, else down.
+    """
+    budget = CPU_PATCH_VOXELS if machine.kind != "cuda" else GPU_PATCH_VOXELS
+    budget = min(budget, int(0.7 * machine.memory / (bytes_per_voxel * batch)))
+    median = median_size(stats, spacing)
+    size = [max(1.0, s) for s in median]
+    while math.prod(size) > budget:
+        axis = max(range(3), key=lambda a: size[a] * spacing[a])
+        size[axis] *= 0.97
+    halvings, levels = _halvings(size, spacing, max_levels)
+    shape = []
+    for axis in range(3):
+        stride = 2 ** halvings[axis]
+        up = math.ceil(size[axis] / stride - 1e-6) * stride
+        grown = math.prod(up if a == axis else size[a] for a in range(3))
+        fits = grown <= GROWTH * budget and up <= max(GROWTH * median[axis], stride)
+        shape.append(up if fits else max(stride, math.floor(size[axis] / stride) * stride))
+    reason = (
+        f"median size {'x'.join(f'{m:.0f}' for m in median)} within {budget} voxels ({machine.kind}), "
+        f"multiples of {'x'.join(str(2**h) for h in halvings)}"
+    )
+    return Patch((shape[0], shape[1], shape[2]), levels, halvings), reason
+
+
+def _halvings(size: list[float], spacing: list[float], max_levels: int) -> tuple[tuple[int, int, int], int]:
+    """How often each axis is halved, and the number of levels.
+
+    Coarse axes wait until the finer ones have caught up (a factor of two each time), as SegResNetDS does for a
+    given resolution; no axis falls under SMALLEST_BOTTLENECK voxels.
+    """
+    behind = [math.floor(math.log2(max(spacing) / s) + 1e-6) for s in spacing]
+    levels = max_levels
+    while levels > 1:
+        halvings = [max(0, levels - 1 - max(behind) + b) for b in behind]
+        if all(size[a] / 2 ** halvings[a] >= min(SMALLEST_BOTTLENECK, size[a]) for a in range(3)):
+            return (halvings[0], halvings[1], halvings[2]), levels
+        levels -= 1
+    return (0, 0, 0), 1
+
+
+def _rounded(spacing: list[float] | Triple) -> list[float]:
+    """Six significant digits: sub-micrometre spacings must not round to 0."""
+    return [float(f"{value:.6g}") for value in spacing]

@@ -1,0 +1,119 @@
+"""What planning knows of the data and of the machine, read from `datastats.yaml`, ours or MONAI's plain one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a job will run: `kind` is cuda, mps or cpu, `memory` the bytes its network may fill, cores of its slot."""
+
+    kind: str
+    memory: int
+    cores: int
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """Pooled foreground intensities of one channel, in the image's own units."""
+
+    mean: float
+    std: float
+    percentile_00_5: float
+    percentile_99_5: float
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The data set as planning sees it. Spacings in mm, shapes in voxels; axes in RAS order where analysis knows it.
+
+    `voxels` and `cases_with_label` are empty when they come from MONAI's plain file, which has no counts.
+    """
+
+    n_cases: int
+    channels: int
+    spacing_median: Triple
+    spacing_low: Triple  # 0.5th percentile
+    spacing_tenth: Triple  # 10th percentile
+    spacing_high: Triple  # 99.5th percentile
+    shape_median: Triple
+    cropped_shape_median: Triple
+    intensity: tuple[Intensity, ...]
+    label_values: tuple[int, ...]
+    voxels: Mapping[str, int]
+    cases_with_label: Mapping[str, int]
+
+
+def read_statistics(datastats: Mapping[str, Any]) -> Statistics:
+    """Statistics from the mapping that `datastats.yaml` holds.
+
+    Uses autoseg's own section where there is one; otherwise MONAI DataAnalyzer's `stats_summary`, whose foreground
+    percentiles are means over cases and whose axes are the files' own. Raises KeyError naming what is missing.
+    """
+    extra = datastats.get("autoseg")
+    return _from_autoseg(extra) if extra else _from_monai(datastats["stats_summary"])
+
+
+def _from_autoseg(extra: Mapping[str, Any]) -> Statistics:
+    spacing, shape = extra["spacing"], extra["shape"]
+    return Statistics(
+        n_cases=int(extra["n_cases"]),
+        channels=int(extra["channels"]),
+        spacing_median=_triple(spacing["median"]),
+        spacing_low=_triple(spacing["percentile_00_5"]),
+        spacing_tenth=_triple(spacing["percentile_10"]),
+        spacing_high=_triple(spacing["percentile_99_5"]),
+        shape_median=_triple(shape["median"]),
+        cropped_shape_median=_triple(extra["cropped_shape"]["median"]),
+        intensity=tuple(_intensity(channel, "std") for channel in extra["intensity_foreground"]),
+        label_values=tuple(sorted(int(value) for value in extra["label_values"])),
+        voxels=dict(extra["voxels"]),
+        cases_with_label=dict(extra["cases_with_label"]),
+    )
+
+
+def _from_monai(summary: Mapping[str, Any]) -> Statistics:
+    image, foreground = summary["image_stats"], summary["image_foreground_stats"]["intensity"]
+    channels = int(_number(image["channels"]["max"]))
+    intensities = foreground if isinstance(foreground, list) else [foreground]
+    spacing = image["spacing"]
+    return Statistics(
+        n_cases=int(summary["n_cases"]),
+        channels=channels,
+        spacing_median=_triple(spacing["median"]),
+        spacing_low=_triple(spacing["percentile_00_5"]),
+        spacing_tenth=_triple(spacing["percentile_10_0"]),
+        spacing_high=_triple(spacing["percentile_99_5"]),
+        shape_median=_triple(image["shape"]["median"]),
+        cropped_shape_median=_triple(image["cropped_shape"]["median"]),
+        intensity=tuple(_intensity(channel, "stdev") for channel in intensities),
+        label_values=tuple(sorted(int(value) for value in summary["label_stats"]["labels"])),
+        voxels={},
+        cases_with_label={},
+    )
+
+
+def _number(value: Any) -> float:
+    return float(value[0] if isinstance(value, Sequence) else value)
+
+
+def _triple(values: Sequence[Any]) -> Triple:
+    """Three numbers; a data set of 2D images gets a third axis of one."""
+    while values and isinstance(values[0], Sequence):  # MONAI nests by channel for some inputs
+        values = values[0]
+    padded = [float(v) for v in values] + [1.0, 1.0]
+    return padded[0], padded[1], padded[2]
+
+
+def _intensity(channel: Mapping[str, Any], std: str) -> Intensity:
+    return Intensity(
+        mean=_number(channel["mean"]),
+        std=_number(channel[std]),
+        percentile_00_5=_number(channel["percentile_00_5"]),
+        percentile_99_5=_number(channel["percentile_99_5"]),
+    )

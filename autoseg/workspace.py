@@ -1,0 +1,188 @@
+"""Every file name of a run, atomic writes, and the lock that keeps a second run out of a work_dir."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import yaml
+
+from autoseg.errors import Fault, InputError, WorkspaceInUseError
+from autoseg.records import SCHEMA_VERSION, Event, to_plain
+
+
+@contextmanager
+def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Write to a temporary neighbour of `path`, then rename: a reader sees the old file or the whole new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a record or plain value as JSON; mappings get a `schema_version`."""
+    plain = _versioned(to_plain(value))
+    with atomic_file(path) as file:
+        json.dump(plain, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; a missing, unreadable or torn one is an `InputError` that names it."""
+    return _read(path, json.loads)
+
+
+def write_yaml(path: str | Path, value: Any, *, versioned: bool = True, header: str = "") -> None:
+    """Write plain values as YAML in the order given; `header` is put before it as comment lines."""
+    plain = to_plain(value)
+    with atomic_file(path) as file:
+        file.writelines(f"# {line}\n" for line in header.splitlines())
+        yaml.safe_dump(
+            _versioned(plain) if versioned else plain,
+            file,
+            sort_keys=False,
+            allow_unicode=True,
+            default_flow_style=None,
+            width=120,
+        )
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Read a YAML file without constructing any object; faults as in `read_json`."""
+    return _read(path, yaml.safe_load)
+
+
+def _versioned(plain: Any) -> Any:
+    return {"schema_version": SCHEMA_VERSION, **plain} if isinstance(plain, dict) else plain
+
+
+def _read(path: str | Path, parse: Any) -> Any:
+    try:
+        return parse(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError([Fault(str(path), "", "no such file")]) from error
+    except OSError as error:
+        raise InputError([Fault(str(path), "", f"cannot be read: {error.strerror}")]) from error
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError([Fault(str(path), "", f"cannot be parsed: {reason}")]) from error
+
+
+class Workspace:
+    """The folder of a run (`work_dir`): knows the name of every file in it and writes nothing on its own."""
+
+    def __init__(self, work_dir: str | Path):
+        self.root = Path(work_dir).expanduser().absolute()
+
+    # stage files
+    input_yaml = property(lambda self: self.root / "input.yaml")
+    datalist_json = property(lambda self: self.root / "datalist.json")
+    datastats_yaml = property(lambda self: self.root / "datastats.yaml")
+    datastats_by_case_yaml = property(lambda self: self.root / "datastats_by_case.yaml")
+    plan_json = property(lambda self: self.root / "plan.json")
+    leaderboard_json = property(lambda self: self.root / "leaderboard.json")
+    ensemble_json = property(lambda self: self.root / "ensemble.json")
+    evaluation_json = property(lambda self: self.root / "evaluation.json")
+    evaluation_csv = property(lambda self: self.root / "evaluation.csv")
+    cross_validation_json = property(lambda self: self.root / "cross_validation.json")
+    report_html = property(lambda self: self.root / "report.html")
+    events_jsonl = property(lambda self: self.root / "events.jsonl")
+    lock_file = property(lambda self: self.root / "run.lock")
+    # folders
+    templates = property(lambda self: self.root / "algorithm_templates")
+    jobs = property(lambda self: self.root / "jobs")
+    cache = property(lambda self: self.root / "cache")
+    hpo = property(lambda self: self.root / "hpo")
+    ensemble_output = property(lambda self: self.root / "ensemble_output")
+
+    def bundle(self, algo: str, fold: int) -> Path:
+        return self.root / f"{algo}_{fold}"
+
+    def job(self, job_id: str) -> Path:
+        folder: Path = self.jobs / job_id
+        return folder
+
+    def prediction(self, case_id: str) -> Path:
+        return Path(self.ensemble_output) / case_id / f"{case_id}_ensemble.nii.gz"
+
+    def create(self) -> None:
+        """Make the folder; a file in its place, or one that cannot be written, is an `InputError`."""
+        field = "work_dir"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".probe.{os.getpid()}"
+            probe.write_bytes(b"x" * 4096)
+            probe.unlink()
+        except (FileExistsError, NotADirectoryError):
+            raise InputError([Fault(str(self.root), field, "is a file (or lies below one), not a folder")]) from None
+        except OSError as error:
+            raise InputError([Fault(str(self.root), field, f"cannot be written: {error.strerror}")]) from error
+
+    def log_event(self, event: Event) -> None:
+        """Append to `events.jsonl`; a full disk loses the line, not the run."""
+        try:
+            with open(self.events_jsonl, "a", encoding="utf-8") as file:
+                file.write(json.dumps(to_plain(event), ensure_ascii=False) + "\n")
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+
+    def lock(self, purpose: Mapping[str, Any] | None = None) -> RunLock:
+        return RunLock(self, dict(purpose or {}))
+
+
+class RunLock:
+    """Holds `run.lock` while a run writes the work_dir. The kernel frees it when its process dies, however it dies."""
+
+    def __init__(self, workspace: Workspace, purpose: dict[str, Any]):
+        self.workspace, self.purpose = workspace, purpose
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> RunLock:
+        self.workspace.create()
+        path = self.workspace.lock_file
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held until __exit__
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            try:
+                holder = json.loads(file.read() or "{}")
+            except ValueError:
+                holder = {}
+            file.close()
+            started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("started", 0)))
+            message = f"in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}, started {started}"
+            raise WorkspaceInUseError([Fault(str(self.workspace.root), "work_dir", message)]) from None
+        file.truncate(0)
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time(), **self.purpose}
+        file.write(json.dumps(holder))
+        file.flush()
+        self._file = file
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.truncate(0)
+            self._file.close()
+            self._file = None
