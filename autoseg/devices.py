@@ -64,6 +64,11 @@ def detect_devices() -> Devices:
     return Devices(available_cores(), available_memory(), gpus, mps)
 
 
+def forget_devices() -> None:
+    """Look anew at the next `detect_devices`: CUDA_VISIBLE_DEVICES was changed."""
+    _nvidia_gpus.cache_clear()
+
+
 def available_cores() -> int:
     """Whole cores this process may use (at least 1): affinity and cgroup quota, whichever is less."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -135,13 +140,24 @@ def _nvidia_gpus() -> tuple[Gpu, ...]:
     except (OSError, subprocess.SubprocessError):
         return ()
     rows = [[cell.strip() for cell in line.split(",")] for line in answer.splitlines() if line.count(",") == 3]
-    gpus = {index: (uuid, Gpu(index, name, int(float(mib)) * 2**20)) for index, uuid, name, mib in rows}
+    gpus = {index: (uuid, Gpu(index, name, _mebibytes(mib))) for index, uuid, name, mib in rows}
     if visible is None:
         return tuple(gpu for _, gpu in gpus.values())
     chosen = []
-    for word in filter(None, (w.strip() for w in visible.split(","))):
-        chosen += [Gpu(word, g.name, g.memory) for i, (uuid, g) in gpus.items() if word == i or uuid.startswith(word)]
+    for word in (w.strip() for w in visible.split(",")):
+        found = [Gpu(word, g.name, g.memory) for i, (uuid, g) in gpus.items() if word == i or uuid.startswith(word)]
+        if not word or not found:
+            break  # CUDA, too, sees only the devices before the first that is none
+        chosen.append(found[0])
     return tuple(chosen)
+
+
+def _mebibytes(text: str) -> int:
+    """Bytes of nvidia-smi's MiB; GPUs that share the machine's memory say [N/A] and get the process's."""
+    try:
+        return int(float(text)) * 2**20
+    except ValueError:
+        return available_memory()
 
 
 def _cgroup_cpus() -> float:

@@ -72,7 +72,11 @@ class Faults:
             raise InputError(self.items)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint ` (did you mean 'x'?)` naming the known word nearest to `word`, or the empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """A hint ` (did you mean 'x'?)` naming the known word nearest to `word` in any case, or the empty string.
+
+    `cutoff` is difflib's ratio (0 to 1) below which nothing is near.
+    """
+    by_lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=cutoff)
+    return f" (did you mean '{by_lower[close[0]]}'?)" if close else ""

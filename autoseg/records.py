@@ -153,7 +153,10 @@ class Job:
 
 @dataclass(frozen=True)
 class JobResult:
-    """`result.json` of a job. `status` is done, failed, skipped (a job it needs failed) or cancelled."""
+    """`result.json` of a job. `status` is done, failed, skipped (a job it needs failed) or cancelled.
+
+    In the file it is `running` from a job's start on, and stays so where the orchestrator itself was killed.
+    """
 
     id: str
     status: str

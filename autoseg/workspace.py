@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import socket
 import time
@@ -19,6 +20,28 @@ import yaml
 
 from autoseg.errors import Fault, InputError, WorkspaceInUseError
 from autoseg.records import SCHEMA_VERSION, Event, to_plain
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML where 1e-4 is a number, as YAML 1.2 says, and a key that stands twice is a fault."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes a string such as '1e-4', so that `_Loader` gives back a string."""
+
+
+_FLOAT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")  # PyYAML follows YAML 1.1, which asks for 1.0e-4
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 @contextmanager
@@ -45,9 +68,22 @@ def write_json(path: str | Path, value: Any) -> None:
         file.write("\n")
 
 
+def parse_json(text: str) -> Any:
+    """JSON text as plain values; ValueError with line and column, or with the key that stands twice in an object."""
+    return json.loads(text, object_pairs_hook=_unique_keys)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key '{next(k for k in keys if keys.count(k) > 1)}' stands twice in one object")
+    return mapping
+
+
 def read_json(path: str | Path) -> Any:
     """Read a JSON file; a missing, unreadable or torn one is an `InputError` that names it."""
-    return _read(path, json.loads)
+    return _read(path, parse_json)
 
 
 def write_yaml(path: str | Path, value: Any, *, versioned: bool = True, header: str = "") -> None:
@@ -55,9 +91,10 @@ def write_yaml(path: str | Path, value: Any, *, versioned: bool = True, header: 
     plain = to_plain(value)
     with atomic_file(path) as file:
         file.writelines(f"# {line}\n" for line in header.splitlines())
-        yaml.safe_dump(
+        yaml.dump(
             _versioned(plain) if versioned else plain,
             file,
+            Dumper=_Dumper,
             sort_keys=False,
             allow_unicode=True,
             default_flow_style=None,
@@ -65,9 +102,14 @@ def write_yaml(path: str | Path, value: Any, *, versioned: bool = True, header: 
         )
 
 
+def parse_yaml(text: str) -> Any:
+    """YAML text as plain values (1e-4 is a number); `yaml.YAMLError` where it is none or a key stands twice."""
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader
+
+
 def read_yaml(path: str | Path) -> Any:
     """Read a YAML file without constructing any object; faults as in `read_json`."""
-    return _read(path, yaml.safe_load)
+    return _read(path, parse_yaml)
 
 
 def _versioned(plain: Any) -> Any:
@@ -76,14 +118,21 @@ def _versioned(plain: Any) -> Any:
 
 def _read(path: str | Path, parse: Any) -> Any:
     try:
-        return parse(Path(path).read_text(encoding="utf-8"))
+        return parse(Path(path).read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte-order mark
     except FileNotFoundError as error:
         raise InputError([Fault(str(path), "", "no such file")]) from error
     except OSError as error:
         raise InputError([Fault(str(path), "", f"cannot be read: {error.strerror}")]) from error
     except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError([Fault(str(path), "", f"cannot be parsed: {reason}")]) from error
+        raise InputError([Fault(str(path), "", f"cannot be parsed: {parse_reason(error)}")]) from error
+
+
+def parse_reason(error: Exception) -> str:
+    """What a parser complains of, on one line, with line and column."""
+    mark = getattr(error, "problem_mark", None)
+    if isinstance(error, yaml.MarkedYAMLError) and mark is not None:
+        return f"{error.problem}: line {mark.line + 1} column {mark.column + 1}"
+    return " ".join(str(error).split())
 
 
 class Workspace:
@@ -159,19 +208,23 @@ class RunLock:
     def __enter__(self) -> RunLock:
         self.workspace.create()
         path = self.workspace.lock_file
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held until __exit__
+        file = open(path, "a+", encoding="utf-8")  # held until __exit__
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             try:
-                holder = json.loads(file.read() or "{}")
-            except ValueError:
+                holder = dict(json.loads(file.read() or "{}"))
+            except (TypeError, ValueError):
                 holder = {}
             file.close()
             started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("started", 0)))
             message = f"in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}, started {started}"
             raise WorkspaceInUseError([Fault(str(self.workspace.root), "work_dir", message)]) from None
+        except OSError as error:
+            file.close()
+            message = f"cannot be locked: {error.strerror}"
+            raise InputError([Fault(str(self.workspace.root), "work_dir", message)]) from error
         file.truncate(0)
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time(), **self.purpose}
         file.write(json.dumps(holder))

@@ -1,4 +1,4 @@
-"""TemplateAlgo: what every family's Algo shares. Plans from statistics and writes a whole bundle; MONAI's BundleAlgo."""
+"""TemplateAlgo: what every family's Algo shares. Plans from statistics, writes a whole bundle; MONAI's BundleAlgo."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
         plan.set("label_values", values, "as declared in the datalist")
         plan.set("output_classes", len(values), "background and every label")
         plan.set("class_names", {str(v): labels.get(v, f"class_{v}") for v in values if v}, "as declared")
-        plan.set("mirror_axes", *mirror_axes(labels, source.get("mirror_pairs")))
+        plan.set("mirror_axes", *mirror_axes(labels, source.get("mirror_pairs"), machine))
         plan.set("modality", str(source.get("modality", "MRI")), "as given")
         plan.set("seed", int(source.get("seed") or 0), "as given")
         for key, value in overrides.items():

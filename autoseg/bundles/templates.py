@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 import autoseg
 from autoseg.errors import Fault, InputError, nearest
+from autoseg.workspace import parse_yaml
 
 if TYPE_CHECKING:
     from autoseg.bundles.algo import TemplateAlgo
@@ -48,13 +47,13 @@ def find_templates(names: tuple[str, ...], folder: str | Path | None = None) -> 
 
 def skeleton_settings() -> dict[str, Any]:
     """Hyper-parameters that every family has, with their defaults."""
-    settings: dict[str, Any] = yaml.safe_load((SKELETON / "configs" / "hyper_parameters.yaml").read_text("utf-8"))
+    settings: dict[str, Any] = parse_yaml((SKELETON / "configs" / "hyper_parameters.yaml").read_text("utf-8"))
     return settings
 
 
 def template_settings(folder: Path) -> dict[str, Any]:
     """Every hyper-parameter of a family with its default: the shared ones and its own."""
-    own = yaml.safe_load((folder / "configs" / "hyper_parameters.yaml").read_text("utf-8"))
+    own = parse_yaml((folder / "configs" / "hyper_parameters.yaml").read_text("utf-8"))
     return {**skeleton_settings(), **(own or {})}
 
 
@@ -71,7 +70,9 @@ def load_algo(name: str, folder: Path) -> TemplateAlgo:
         module_object = importlib.import_module(f"{name}.scripts.algo")
         algo: TemplateAlgo = getattr(module_object, f"{name.capitalize()}Algo")(template_path=str(folder.parent))
     except (ImportError, AttributeError, SyntaxError) as error:
-        raise InputError([Fault(str(folder / "scripts" / "algo.py"), name.capitalize() + "Algo", str(error))]) from error
+        raise InputError(
+            [Fault(str(folder / "scripts" / "algo.py"), name.capitalize() + "Algo", str(error))]
+        ) from error
     finally:
         sys.path.remove(str(folder.parent))
     algo.name = name

@@ -164,7 +164,12 @@ def _postprocessing() -> dict[str, Any]:
 
 def train_config(settings: Mapping[str, Any], network: Mapping[str, Any], patches: Mapping[str, Any]) -> dict[str, Any]:
     """`train.yaml`: the same training as `scripts/train.py`, under the names that MONAI's tools look for."""
-    config: dict[str, Any] = {"dataset_dir": settings["dataroot"], **settings, **copy.deepcopy(dict(network)), **patches}
+    config: dict[str, Any] = {
+        "dataset_dir": settings["dataroot"],
+        **settings,
+        **copy.deepcopy(dict(network)),
+        **patches,
+    }
     config["device"] = "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')"
     config["network"] = "$@network_def.to(@device)"
     inferer = {"_target_": "SlidingWindowInferer", "roi_size": "@roi_size", "overlap": "@validation_overlap"}

@@ -27,6 +27,7 @@ from autoseg.workspace import read_json, write_json
 
 PLACES = 5000
 LARGEST_FLOAT16 = 65504.0
+SMALL = 16 * 2**20  # bytes of files up to which starting workers takes longer than it saves
 logger = logging.getLogger(__name__)
 
 
@@ -71,7 +72,7 @@ def ensure_cached(
         logger.info("preprocessing %d of %d cases into %s", len(missing), len(cases), folder)
     work = functools.partial(preprocess_case, bundle.root, bundle.settings, folder)
     done = 0
-    if workers <= 1 or len(missing) <= 2:
+    if workers <= 1 or _bytes(missing) < SMALL:
         for case in missing:
             work(case)
             done += 1
@@ -86,6 +87,10 @@ def ensure_cached(
                 if progress:
                     progress(done, len(missing))
     return [CachedCase(case.id, folder / case.id) for case in cases]
+
+
+def _bytes(cases: Sequence[Case]) -> int:
+    return sum(os.path.getsize(path) for case in cases for path in (*case.image, case.label or os.devnull))
 
 
 def _fresh(folder: Path, case: Case) -> bool:

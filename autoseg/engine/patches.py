@@ -77,7 +77,8 @@ def cut(volume: npt.NDArray[Any], start: Sequence[int], size: Sequence[int]) -> 
         low, high = max(first, 0), min(first + length, n)
         source.append(slice(low, high))
         target.append(slice(low - first, high - first))
-    out[(slice(None), *target)] = volume[(slice(None), *source)]
+    inside, found = (slice(None), *target), (slice(None), *source)
+    out[inside] = volume[found]
     return out
 
 

@@ -40,6 +40,7 @@ def build_optimizer(network: torch.nn.Module, settings: Mapping[str, Any]) -> to
     return torch.optim.AdamW(network.parameters(), rate, weight_decay=decay)
 
 
+LONGEST_WARMUP = 0.05  # of the budget
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share)),
     "polynomial": lambda share: (1 - share) ** 0.9,  # nnU-Net's exponent
@@ -48,8 +49,8 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def learning_rate(settings: Mapping[str, Any], share: float, step: int, warmup_steps: int) -> float:
-    """The rate at `share` (0-1) of the budget spent; grows linearly over the first `warmup_steps`."""
-    warmup = min(1.0, (step + 1) / max(1, warmup_steps))
+    """The rate at `share` (0-1) of the budget spent; grows linearly over `warmup_steps`, a twentieth at most."""
+    warmup = min(1.0, max((step + 1) / max(1, warmup_steps), share / LONGEST_WARMUP))
     floor = 1e-3  # never quite zero: the last steps still settle
     factor = max(floor, SCHEDULES[settings["lr_schedule"]](min(1.0, share)))
     return float(settings["learning_rate"]) * warmup * factor

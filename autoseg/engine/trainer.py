@@ -19,10 +19,11 @@ from autoseg.engine.bundle import Bundle
 from autoseg.engine.cache import ensure_cached
 from autoseg.engine.checkpoints import load_checkpoint, random_states, restore_random_states, save_checkpoint
 from autoseg.engine.patches import PatchDataset, patch_loader
+from autoseg.engine.precision import autocast_for, compute_dtype
 from autoseg.engine.recipe import build_average, build_loss, build_optimizer, learning_rate
 from autoseg.engine.validation import validate_cached
 from autoseg.records import to_plain
-from autoseg.workspace import write_yaml
+from autoseg.workspace import atomic_file, write_yaml
 
 LOG_SECONDS = 2.0
 VALIDATIONS = 10  # where the budget is in steps or seconds, not in epochs
@@ -66,13 +67,14 @@ class Trainer:
         self.stop = False
         torch.manual_seed(int(self.settings["seed"]))
         self.network = bundle.network().to(self.device)
-        if self.settings["channels_last"] and self.device.type == "cuda":
-            self.network = self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.layout = torch.channels_last_3d if self.settings["channels_last"] else torch.contiguous_format
+        self.network = self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
         torch.backends.cudnn.benchmark = True
         self.average = build_average(self.network, self.settings)
         self.optimizer = build_optimizer(self.network, self.settings)
         self.loss = build_loss(self.settings)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self._precision is torch.float16)
+        half = compute_dtype(self.settings["precision"], self.device) is torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         training, validation = bundle.cases()
         workers = torch.get_num_threads()
         self.training = ensure_cached(bundle, training, workers)
@@ -80,17 +82,9 @@ class Trainer:
         self.batch = int(self.settings["num_images_per_batch"])
         self.steps_per_epoch = max(1, math.ceil(len(self.training) / self.batch))
 
-    @property
-    def _precision(self) -> torch.dtype:
-        """float16 autocast needs a GPU; elsewhere it becomes bfloat16."""
-        wanted = self.settings["precision"]
-        if wanted == "float16" and self.device.type != "cuda":
-            wanted = "bfloat16"
-        return {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[wanted]
-
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        enabled = self._precision is not torch.float32
-        return torch.autocast(self.device.type, self._precision, enabled=enabled)
+        """The arithmetic of the network's passes."""
+        return autocast_for(self.settings["precision"], self.device)
 
     @property
     def total_steps(self) -> int:
@@ -131,7 +125,6 @@ class Trainer:
         dataset = PatchDataset(self.training, self.settings, self.bundle.patch_transforms())
         batches = iter(patch_loader(dataset, self.batch, self.progress.step, int(workers)))
         warmup = int(float(self.settings["num_warmup_epochs"]) * self.steps_per_epoch)
-        warmup = min(warmup, self.total_steps // 5)
         logged, losses = time.monotonic(), []
         while self.share < 1.0 and not self.stop:
             rate = learning_rate(self.settings, self.share, self.progress.step, warmup)
@@ -150,14 +143,14 @@ class Trainer:
                 self._validate(rate)
 
     def _step(self, batch: dict[str, torch.Tensor]) -> float:
-        image = batch["image"].to(self.device, non_blocking=True)
+        image = batch["image"].to(self.device, non_blocking=True, memory_format=self.layout)
         label = batch["label"].to(self.device, non_blocking=True)
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             outputs = self.network(image)
         loss = self.loss(outputs, label)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), float(self.settings["gradient_clip"]))
         self.scaler.step(self.optimizer)
@@ -227,11 +220,11 @@ class Trainer:
     def _writer(self) -> Iterator[Any]:
         from torch.utils.tensorboard import SummaryWriter
 
-        writer = SummaryWriter(str(self.bundle.root / "tensorboard"), purge_step=self.progress.step)  # type: ignore[no-untyped-call]
+        writer = SummaryWriter(str(self.bundle.root / "tensorboard"), purge_step=self.progress.step)
         try:
             yield writer
         finally:
-            writer.close()  # type: ignore[no-untyped-call]
+            writer.close()
 
     def _save_weights(self, name: str) -> None:
         state = {key: value.detach().cpu().contiguous() for key, value in self.average.module.state_dict().items()}
@@ -260,6 +253,18 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         restore_random_states(state["random"])
+        self._forget_after(self.progress.step)
         logger.info("resumed at step %d of %d", self.progress.step, self.total_steps)
 
-
+    def _forget_after(self, step: int) -> None:
+        """Drop the lines of metrics.jsonl that will be written again, and a torn last one."""
+        path = self.bundle.root / "metrics.jsonl"
+        if not path.is_file():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                if json.loads(line).get("step", 0) <= step:
+                    kept.append(line + "\n")
+        with atomic_file(path) as file:
+            file.writelines(kept)

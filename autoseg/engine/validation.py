@@ -39,7 +39,7 @@ def validate_cached(
                 overlap=float(settings["validation_overlap"]),
                 mode="gaussian",
             )
-        indices = logits[0].argmax(0).to(torch.uint8).cpu().numpy()  # type: ignore[union-attr, call-overload]
+        indices = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
         scores.append(dice_by_label(indices, np.asarray(case.label), list(range(1, len(values)))))
     return summarize_dice(scores, {str(i): str(v) for i, v in enumerate(values)})
 

@@ -132,17 +132,13 @@ def run(
         failed = training.report_failures(session, results)
         board = training.write_leaderboard(session, results, bundles)
         folds = read_json(session.workspace.cross_validation_json)["families"]
-        result = RunResult(
-            session.workspace.root, board, cross_validation=folds, failed=failed, labels=datalist.labels
-        )
+        result = RunResult(session.workspace.root, board, cross_validation=folds, failed=failed, labels=datalist.labels)
         if stop_after == "train" or config.ensemble is False:
             return _finished(session, result, started)
         return _ensemble(session, datalist, result, started, predicting)
 
 
-def _ensemble(
-    session: Session, datalist: Datalist, result: RunResult, started: float, predicting: Any
-) -> RunResult:
+def _ensemble(session: Session, datalist: Datalist, result: RunResult, started: float, predicting: Any) -> RunResult:
     without_validation = all(math.isnan(entry.mean_dice) for entry in result.leaderboard)
     members = predicting.pick_members(session, result.leaderboard, unvalidated_ok=without_validation)
     names = tuple(member.name for member in members)

@@ -114,7 +114,11 @@ def trained_members(workspace: Workspace) -> tuple[str, ...]:
     """The ensemble's members as ensemble.json names them; faults where there are none or their weights are gone."""
     if not workspace.ensemble_json.exists():
         raise InputError(
-            [Fault(str(workspace.root), "work_dir", "holds no finished run (no ensemble.json): `autoseg run` makes one")]
+            [
+                Fault(
+                    str(workspace.root), "work_dir", "holds no finished run (no ensemble.json): `autoseg run` makes one"
+                )
+            ]
         )
     names = tuple(read_json(workspace.ensemble_json)["members"])
     faults = [

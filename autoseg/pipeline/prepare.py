@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -131,6 +132,7 @@ def write_bundles(session: Session, datalist: Datalist, plans: Mapping[str, Plan
 
     from autoseg.bundles import find_templates, load_algo
 
+    logging.getLogger("monai.apps.auto3dseg.bundle_gen").setLevel(logging.WARNING)  # the stage says it
     workspace = session.workspace
     bundles = []
     for name, folder in find_templates(session.config.algos, session.config.templates_path_or_url).items():

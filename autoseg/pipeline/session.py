@@ -40,8 +40,10 @@ class Session:
     def slots(self, jobs: int) -> tuple[Slot, ...]:
         """Slots for that many jobs, no more than the configuration allows."""
         limit = self.config.max_parallel
-        return plan_slots(self.devices, jobs)[:limit] if self.devices.gpus else plan_slots(
-            self.devices, min(jobs, limit or jobs)
+        return (
+            plan_slots(self.devices, jobs)[:limit]
+            if self.devices.gpus
+            else plan_slots(self.devices, min(jobs, limit or jobs))
         )
 
     def whole_machine(self) -> tuple[Slot, ...]:

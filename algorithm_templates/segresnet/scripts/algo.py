@@ -11,7 +11,7 @@ TRAITS = FamilyTraits(
     filters_cpu=16,
     filters_gpu=32,
     bytes_per_voxel_and_filter=60.0,
-    learning_rate_cpu=2e-3,
+    learning_rate_cpu=3e-3,
     learning_rate_gpu=5e-4,
 )
 

@@ -1,0 +1,165 @@
+"""How each key of a configuration is read: a function of the given value that raises ValueError with what is wrong."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from autoseg.errors import nearest
+
+ENSEMBLE_METHODS = ("AlgoEnsembleBestByFold", "AlgoEnsembleBestN", "AlgoEnsembleAll")
+ENSEMBLE_MODES = ("mean", "vote")
+NORMALIZATIONS = ("ct", "zscore")
+
+
+def _boolean(value: Any) -> bool:
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
+
+
+def _integer(low: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+", value.strip()):
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or value % 1 != 0:
+            raise ValueError(f"{value!r} is not a whole number")
+        if value < low:
+            raise ValueError(f"{value!r} is less than {low}")
+        return int(value)
+
+    return read
+
+
+def _positive(value: Any) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or number <= 0:
+        raise ValueError(f"{value!r} is not a number above 0")
+    return number
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise ValueError(f"{value!r} is not text")
+    return value
+
+
+def _choice(*known: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        by_lower = {word.lower(): word for word in known}
+        if str(value).lower() not in by_lower:
+            raise ValueError(f"'{value}' is none of {', '.join(known)}{nearest(str(value), known)}")
+        return by_lower[str(value).lower()]
+
+    return read
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """A list of different names, or one string with commas."""
+    names = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not names or not all(isinstance(n, str) and n.strip() for n in names):
+        raise ValueError(f"{value!r} is not a list of names")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"names {', '.join(twice)} twice")
+    return tuple(names)
+
+
+def _class_names(value: Any) -> tuple[str, ...]:
+    if isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
+        raise ValueError("regions ({name, index}) come later: give a list of names, one a label value")
+    return _names(value)
+
+
+def _algos(value: Any) -> tuple[str, ...]:
+    """Names; or Auto3DSeg's {name: {_target_, template_path}}, which may not name another folder."""
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            folder = entry.get("template_path", name) if isinstance(entry, Mapping) else name
+            if Path(str(folder)).name != str(name):
+                raise ValueError(f"template_path '{folder}' of '{name}': give its parent as templates_path_or_url")
+        value = list(value)
+    names = _names(value)
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*", name):
+            raise ValueError(f"'{name}' is not the name of an algorithm (letters and digits)")
+    return names
+
+
+def _pairs(value: Any) -> tuple[tuple[int, int], ...]:
+    read = _integer(1)
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{value!r} is not a list of pairs of label values")
+    if len(value) == 2 and not any(isinstance(item, (list, tuple)) for item in value):
+        value = [value]  # 3,4 on a command line
+    pairs = []
+    for pair in value:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise ValueError(f"{pair!r} is not a pair of label values")
+        pairs.append((read(pair[0]), read(pair[1])))
+    values = [number for pair in pairs for number in pair]
+    if len(set(values)) < len(values):
+        raise ValueError(f"{value!r} names a label value twice")
+    return tuple(pairs)
+
+
+def _pattern(value: Any) -> str:
+    try:
+        re.compile(_text(value))
+    except re.error as error:
+        raise ValueError(f"'{value}' is not a regular expression: {error}") from error
+    return str(value)
+
+
+def _path(value: Any) -> str:
+    if isinstance(value, (Mapping, list, tuple)):
+        raise ValueError("is a Python object: write the datalist to a JSON file and give its path")
+    return _text(value)
+
+
+def _templates(value: Any) -> str:
+    if "://" in _text(value):
+        raise ValueError(f"'{value}' is a URL: nothing is downloaded, give a folder")
+    return str(value)
+
+
+def _off(sentence: str) -> Callable[[Any], bool]:
+    def read(value: Any) -> bool:
+        if _boolean(value):
+            raise ValueError(sentence)
+        return False
+
+    return read
+
+
+def _unused(value: Any) -> str:
+    return str(value)
+
+
+READERS: dict[str, Callable[[Any], Any]] = {
+    **{"work_dir": _text, "datalist": _path, "dataroot": _text, "modality": _text, "algos": _algos},
+    **{"num_fold": _integer(1), "class_names": _class_names, "templates_path_or_url": _templates},
+    **{"train_on_all": _boolean, "patient_pattern": _pattern, "seed": _integer(0)},
+    **{"ensemble_method": _choice(*ENSEMBLE_METHODS), "n_best": _integer(1), "ensemble_mode": _choice(*ENSEMBLE_MODES)},
+    **{"normalization": _choice(*NORMALIZATIONS), "mirror_pairs": _pairs},
+    **dict.fromkeys(("check", "analyze", "algo_gen", "train", "ensemble", "not_use_cache", "allow_skip"), _boolean),
+    **{"multigpu": _boolean, "minutes": _positive, "max_parallel": _integer(1), "tolerance_mm": _positive},
+}
+# Auto3DSeg's keys that are nothing to this project, or not yet; what would change the result is refused.
+ACCEPTED: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("name", "task", "hpo_backend", "mlflow_tracking_uri", "mlflow_experiment_name"), _unused),
+    "schema_version": _unused,
+    "hpo": _off("sweeps come with `autoseg tune`, which is not there yet"),
+    "sigmoid": _off("regions that overlap come later: labels exclude one another here"),
+}
+KNOWN = (*READERS, "settings", "family_settings", *ACCEPTED)

@@ -1,0 +1,62 @@
+"""The run configuration as a record, and its way into a work_dir's input.yaml."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that a run is told. Paths are absolute; None means: from the data, or as the planner thinks best."""
+
+    work_dir: str
+    datalist: str
+    dataroot: str  # what the datalist's paths are relative to
+    modality: str  # CT, MRI or PET; another word only beside `normalization`
+    algos: tuple[str, ...] = ("segresnet",)
+    num_fold: int | None = None  # folds to train; None: as in the datalist, else five
+    class_names: tuple[str, ...] | None = None  # of the label values without background, ascending
+    templates_path_or_url: str | None = None  # a folder of algorithm templates
+    train_on_all: bool = False  # one network a family on every training case
+    patient_pattern: str | None = None  # regular expression on file names; its first group is the patient
+    seed: int = 0
+    ensemble_method: str = "AlgoEnsembleBestByFold"
+    n_best: int = 5  # members of AlgoEnsembleBestN
+    ensemble_mode: str = "mean"  # mean of probabilities, or vote
+    normalization: str | None = None  # ct or zscore, whatever the modality
+    mirror_pairs: tuple[tuple[int, int], ...] | None = None  # label values that swap sides in a mirror; () for none
+    check: bool = True  # stop at faults of the images
+    analyze: bool | None = None  # Auto3DSeg's switches of the stages
+    algo_gen: bool | None = None
+    train: bool | None = None
+    ensemble: bool | None = None
+    not_use_cache: bool = False
+    allow_skip: bool = True  # leave out families that do not suit the data
+    multigpu: bool = True  # accepted: every GPU runs jobs of its own
+    settings: dict[str, Any] = field(default_factory=dict)  # hyper-parameters of every family
+    family_settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # ... of one, by its name
+    minutes: float | None = None  # training budget of the whole stage, all jobs together
+    max_parallel: int | None = None  # most jobs at a time
+    tolerance_mm: float = 1.0  # of the surface Dice
+
+
+def config_to_input(config: RunConfig) -> dict[str, Any]:
+    """`input.yaml` of a work_dir: MONAI's keys, and this project's where they are not the default.
+
+    `load_config` reads it back. It leaves out where the run is (a work_dir can be moved) and the switches of one call.
+    """
+    plain: dict[str, Any] = {key: getattr(config, key) for key in ("modality", "datalist", "dataroot")}
+    plain |= {"algos": list(config.algos), "multigpu": config.multigpu}
+    passing = ("work_dir", "check", "analyze", "algo_gen", "train", "ensemble", "not_use_cache")
+    defaults = RunConfig("", "", "", "")
+    for key in (f.name for f in dataclasses.fields(config) if f.name not in (*plain, *passing)):
+        value = getattr(config, key)
+        if value != getattr(defaults, key):
+            plain[key] = _lists(value)
+    return plain
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(item) for item in value] if isinstance(value, tuple) else value

@@ -1,0 +1,37 @@
+"""`python -m autoseg.engine preprocess BUNDLE`: fill the cache of preprocessed cases for a bundle's data."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+
+from autoseg.engine.bundle import Bundle
+from autoseg.engine.cache import ensure_cached
+from autoseg.workspace import Workspace
+
+
+def main(argv: list[str]) -> int:
+    """Preprocess every labelled case, one process a core; progress goes to the job's metrics.jsonl."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    _, root = argv
+    bundle = Bundle.load(root)
+    datalist = bundle.datalist()
+    cases = [case for case in (*datalist.training, *datalist.validation) if case.label]
+    metrics = Workspace(bundle.root.parent).job(f"preprocess_{bundle.preprocessing_key()}") / "metrics.jsonl"
+    started = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        metrics.parent.mkdir(parents=True, exist_ok=True)
+        line = {"step": done, "num_iterations": total, "seconds": round(time.monotonic() - started, 2)}
+        with open(metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    ensure_cached(bundle, cases, int(os.environ.get("OMP_NUM_THREADS", "1")), progress)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

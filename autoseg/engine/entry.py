@@ -1,0 +1,131 @@
+"""What a bundle's scripts call: train, validate, infer. Sets up logging, runs, leaves the files DESIGN names."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+from autoseg.datalist import case_id
+from autoseg.devices import torch_device
+from autoseg.engine.bundle import Bundle
+from autoseg.engine.predictor import Predictor
+from autoseg.engine.trainer import Trainer
+from autoseg.engine.validation import summarize_dice
+from autoseg.errors import AutosegError
+from autoseg.evaluation import dice_by_label
+from autoseg.records import Case
+from autoseg.workspace import write_json
+
+# Settings of Auto3DSeg's callers that are no hyper-parameter of ours.
+IGNORED = ("rank", "image_save_func", "CUDA_VISIBLE_DEVICES", "mlflow_tracking_uri", "mlflow_experiment_name")
+logger = logging.getLogger(__name__)
+
+
+def train(root: Path, override: Mapping[str, Any]) -> None:
+    """Train the bundle at `root`, then predict and score its validation fold at the original geometry."""
+
+    def work() -> None:
+        bundle = Bundle.load(root, _known(override))
+        started = time.monotonic()
+        progress = Trainer(bundle).run()
+        seconds = progress.seconds + time.monotonic() - started
+        score_validation(bundle, {"steps": progress.step, "seconds": round(seconds, 1)})
+
+    _scripted(root, work)
+
+
+def validate(root: Path, override: Mapping[str, Any]) -> None:
+    """Predict and score the validation fold of a trained bundle."""
+    _scripted(root, lambda: score_validation(Bundle.load(root, _known(override)), {}))
+
+
+def infer(root: Path, image: str, output: str, override: Mapping[str, Any]) -> None:
+    """Write the label map of one image file to `output`."""
+
+    def work() -> None:
+        bundle = Bundle.load(root, _known(override))
+        case = Case(case_id(image), (str(Path(image).absolute()),))
+        Predictor([bundle], torch_device()).write(case, Path(output))
+
+    _scripted(root, work)
+
+
+def score_validation(bundle: Bundle, facts: Mapping[str, Any]) -> None:
+    """scores.json and validation/<case>.nii.gz of the bundle's fold, with its best weights."""
+    _, cases = bundle.cases()
+    values = [int(value) for value in bundle.settings["label_values"]][1:]
+    rows: list[dict[str, Any]] = []
+    scores = []
+    predictor = Predictor([bundle], torch_device())
+    for case in (c for c in cases if c.label):
+        prediction = predictor.write(case, bundle.root / "validation" / f"{case.id}.nii.gz")
+        reference = np.rint(np.asanyarray(nib.load(str(case.label)).dataobj)).astype(np.int64)
+        scores.append(dice_by_label(prediction, reference.reshape(prediction.shape), values))
+        rows += [{"case": case.id, "label": int(k), "dice": v} for k, v in scores[-1].items()]
+    dice, mean = summarize_dice(scores)
+    write_json(bundle.root / "scores.json", {"mean_dice": mean, "dice": dice, "cases": rows, **facts})
+    logger.info("validation at the original geometry: %d cases, mean Dice %.4f", len(scores), mean)
+
+
+class Inferer:
+    """Auto3DSeg's InferClass: `infer` gives class probabilities [C, ...] on the image's own grid."""
+
+    def __init__(self, root: Path, override: Mapping[str, Any]):
+        self.predictor = Predictor([Bundle.load(root, _known(override))], torch_device())
+
+    def infer(self, image_file: Any, save_mask: bool = False) -> MetaTensor:
+        """Probabilities of one image, given as a path, a list of channels or {"image": ...}."""
+        image = image_file["image"] if isinstance(image_file, Mapping) else image_file
+        paths = [str(p) for p in (image if isinstance(image, (list, tuple)) else [image])]
+        case = Case(case_id(paths[0]), tuple(paths))
+        probabilities, affine = self.predictor.probabilities(case)
+        meta = {"filename_or_obj": paths[0], "original_affine": affine}
+        return MetaTensor(torch.from_numpy(probabilities), affine=torch.as_tensor(affine), meta=meta)
+
+
+def fold_cases(bundle_root: str, part: str) -> list[dict[str, Any]]:
+    """The cases of a bundle's fold as MONAI data dictionaries; `part` is training or validation."""
+    training, validation = Bundle.load(bundle_root).cases()
+    cases = training if part == "training" else validation
+    return [{"image": list(case.image), "label": case.label} for case in cases]
+
+
+class BundleTrainer:
+    """The trainer that train.yaml names: `run` is what `scripts/train.py run` does."""
+
+    def __init__(self, bundle_root: str, max_epochs: int):
+        self.root, self.max_epochs = Path(bundle_root).resolve(), max_epochs
+
+    def run(self) -> None:
+        """Train and score the bundle."""
+        train(self.root, {"num_epochs": self.max_epochs})
+
+
+def _known(override: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in override.items() if key not in IGNORED}
+
+
+def _scripted(root: Path, work: Callable[[], None]) -> None:
+    """Run `work` with logging to the screen and training.log; bad input ends in exit code 2, in one line each."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    handlers.append(logging.FileHandler(root / "training.log", encoding="utf-8"))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
+    warnings.filterwarnings("ignore", module="monai|torch|nibabel")
+    try:
+        work()
+    except AutosegError as error:
+        logger.error("%s", error)
+        raise SystemExit(error.exit_code) from None
+    except Exception:
+        logger.exception("failed")
+        raise

@@ -1,0 +1,80 @@
+"""Choose the members of an ensemble from the leaderboard, by the rules of MONAI's Auto3DSeg. No torch here."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from autoseg.errors import Fault, InputError, nearest
+from autoseg.records import LeaderboardEntry
+
+BEST_BY_FOLD, BEST_N, ALL = "AlgoEnsembleBestByFold", "AlgoEnsembleBestN", "AlgoEnsembleAll"
+METHODS = (BEST_BY_FOLD, BEST_N, ALL)
+# A fold has collapsed (it learnt next to nothing) where its mean Dice is below the first figure although the median
+# of its family's other folds is at least the second: the data can be learnt, this training went wrong.
+COLLAPSED, LEARNABLE = 0.1, 0.3
+
+LeftOut = list[tuple[str, str]]
+
+
+def choose_members(
+    entries: Sequence[LeaderboardEntry], method: str = BEST_BY_FOLD, *, n_best: int = 5, unvalidated_ok: bool = False
+) -> tuple[list[LeaderboardEntry], LeftOut]:
+    """(members by `method`, [(name, reason)] of the entries that are fit for no ensemble).
+
+    `AlgoEnsembleBestByFold` takes the best family of each fold, `AlgoEnsembleBestN` the `n_best` best of all,
+    `AlgoEnsembleAll` every one. An entry that was not chosen, though fit, is not among those left out. With
+    `unvalidated_ok`, entries trained without validation (done, no Dice at all) are members as well: nothing
+    ranks them, so by fold all of them are taken, and they come last among the best N.
+    """
+    if method not in METHODS:
+        raise InputError([Fault("", "ensemble_method", f"'{method}' is none{nearest(method, METHODS)}")])
+    if n_best < 1:
+        raise InputError([Fault("", "n_best", f"must be at least 1, not {n_best}")])
+    fit, left_out = _fit(entries, unvalidated_ok)
+    ranked = sorted((e for e in fit if math.isfinite(e.mean_dice)), key=lambda e: (-e.mean_dice, e.algo, e.fold))
+    unranked = [e for e in fit if not math.isfinite(e.mean_dice)]
+    if method == ALL:
+        chosen = fit
+    elif method == BEST_N:
+        chosen = [*ranked, *unranked][:n_best]
+    else:
+        best: dict[int, LeaderboardEntry] = {}
+        for entry in ranked:
+            best.setdefault(entry.fold, entry)
+        chosen = [*(best[fold] for fold in sorted(best)), *unranked]
+    return chosen, left_out
+
+
+def _fit(entries: Sequence[LeaderboardEntry], unvalidated_ok: bool) -> tuple[list[LeaderboardEntry], LeftOut]:
+    fit, left_out = [], []
+    for entry in entries:
+        reason = _unfit(entry, entries, unvalidated_ok)
+        if reason:
+            left_out.append((entry.name, reason))
+        else:
+            fit.append(entry)
+    return fit, left_out
+
+
+def _unfit(entry: LeaderboardEntry, entries: Sequence[LeaderboardEntry], unvalidated_ok: bool) -> str:
+    """Why an entry is fit for no ensemble; the empty string where it is fit."""
+    if entry.status != "done":
+        return f"its training is not done ({entry.status})"
+    if not math.isfinite(entry.mean_dice):
+        if unvalidated_ok and not entry.dice:
+            return ""
+        return "its mean Dice is not a number"
+    siblings = [
+        other.mean_dice
+        for other in entries
+        if other.algo == entry.algo
+        and other.fold != entry.fold
+        and other.status == "done"
+        and math.isfinite(other.mean_dice)
+    ]
+    median = statistics.median(siblings) if siblings else 0.0
+    if entry.mean_dice < COLLAPSED and median >= LEARNABLE:
+        return f"its training collapsed: mean Dice {entry.mean_dice:.3f}, the family's other folds have {median:.3f}"
+    return ""

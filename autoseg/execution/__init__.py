@@ -1,0 +1,9 @@
+"""Jobs as data, executors that start them, and the scheduler that spreads them over slots."""
+
+from autoseg.execution.executor import Executor
+from autoseg.execution.fake import FakeExecutor, FakeRun
+from autoseg.execution.local import LocalExecutor
+from autoseg.execution.results import is_done, read_result
+from autoseg.execution.scheduler import Scheduler
+
+__all__ = ["Executor", "FakeExecutor", "FakeRun", "LocalExecutor", "Scheduler", "is_done", "read_result"]

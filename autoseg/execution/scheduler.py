@@ -1,0 +1,291 @@
+"""Runs jobs over slots, longest first; the only writer of run state."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoseg.devices import job_environment
+from autoseg.execution.executor import Executor
+from autoseg.execution.plan import assign, check_jobs, longest_first
+from autoseg.execution.progress import MetricsReader
+from autoseg.execution.results import describe_failure, is_done, log_tail, missing_outputs, read_result
+from autoseg.records import Event, Job, JobResult, Slot
+from autoseg.workspace import write_json
+
+logger = logging.getLogger(__name__)
+TABLE_SECONDS = 1.0
+CANCEL_SECONDS = 60.0
+
+
+@dataclass
+class _Entry:
+    """A job in this run. `tries` counts its starts under the present fingerprint, `starts` those of this run."""
+
+    job: Job
+    folder: Path
+    state: str = "waiting"
+    tries: int = 0
+    starts: int = 0
+    slots: tuple[Slot, ...] = ()
+    handle: Any = None
+    started: float = 0.0
+    seconds: float = 0.0
+    log_start: int = 0
+    metrics: MetricsReader | None = None
+    result: JobResult | None = None
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "output.log"
+
+    @property
+    def device(self) -> str:
+        return "+".join(slot.id for slot in self.slots)
+
+
+class Scheduler:
+    """Spreads jobs over slots and keeps `<jobs_dir>/<id>/{job.json,result.json,output.log}`."""
+
+    def __init__(
+        self,
+        executor: Executor[Any],
+        slots: Sequence[Slot],
+        jobs_dir: Path,
+        notify: Callable[[Event], None],
+        poll_seconds: float = 0.2,
+        max_tries: int = 1,
+    ):
+        """`poll_seconds`: the longest time between two looks; an executor that can tells of an end at once.
+
+        `max_tries`: how often `run` starts a job before it counts as failed.
+        """
+        self.executor, self.slots, self.jobs_dir = executor, tuple(slots), Path(jobs_dir)
+        self.notify, self.poll_seconds, self.max_tries = notify, poll_seconds, max_tries
+        self._entries: dict[str, _Entry] = {}
+        self._interrupts = 0
+
+    def run(self, jobs: Sequence[Job]) -> dict[str, JobResult]:
+        """Run the jobs; returns every job's result, in the order given: done, failed or skipped.
+
+        A job that is done already is kept as it is. One that fails touches no other but those that need it, which
+        are skipped. SIGINT and SIGTERM, like any exception, cancel what runs (its result says `cancelled`) and
+        raise: KeyboardInterrupt for the signals. Raises InputError for jobs that can never run, before any starts.
+        """
+        check_jobs(jobs, self.slots)
+        self._entries = {job.id: _Entry(job, self.jobs_dir / job.id) for job in longest_first(jobs)}
+        with self._signals_counted():
+            try:
+                self._keep_done()
+                self._loop()
+            except BaseException:
+                self._cancel_running()
+                raise
+            finally:
+                self.executor.close()
+        return {job.id: result for job in jobs if (result := self._entries[job.id].result) is not None}
+
+    def _keep_done(self) -> None:
+        for entry in self._entries.values():
+            result = read_result(entry.folder)
+            if result is not None and result.fingerprint == entry.job.fingerprint:
+                entry.tries = result.tries
+            if is_done(entry.job, result):
+                entry.state, entry.result = "kept", result
+                facts = {"id": entry.job.id, "kept": True}
+                self.notify(Event("job_done", f"{entry.job.id} kept: it was done before, from the same inputs", facts))
+
+    def _loop(self) -> None:
+        shown = -TABLE_SECONDS
+        while True:
+            for entry in self._in_state("running"):
+                code = self.executor.poll(entry.handle)
+                if code is not None:
+                    self._ended(entry, code)
+            self._skip_hopeless()
+            self._start_ready()
+            if self._interrupts:
+                raise KeyboardInterrupt
+            unfinished = self._in_state("waiting", "running")
+            if not unfinished or self.executor.now() - shown >= TABLE_SECONDS:
+                shown = self.executor.now()
+                self._show_jobs()
+            if not unfinished:
+                return
+            self.executor.wait(self.poll_seconds)
+
+    def _in_state(self, *states: str) -> list[_Entry]:
+        return [entry for entry in self._entries.values() if entry.state in states]
+
+    def _skip_hopeless(self) -> None:
+        skipped = True
+        while skipped:  # one skipped job dooms those that need it
+            skipped = False
+            for entry in self._in_state("waiting"):
+                lost = [n for n in entry.job.needs if self._entries[n].state in ("failed", "skipped")]
+                if lost:
+                    skipped = True
+                    state = self._entries[lost[0]].state
+                    reason = f"needs {lost[0]}, which {'failed' if state == 'failed' else 'was skipped'}"
+                    self._finish(entry, "skipped", reason)
+                    facts = {"id": entry.job.id, "needs": lost}
+                    self.notify(Event("job_skipped", f"{entry.job.id} skipped: {reason}", facts))
+
+    def _start_ready(self) -> None:
+        while True:
+            busy = {slot for entry in self._in_state("running") for slot in entry.slots}
+            free = [slot for slot in self.slots if slot not in busy]
+            ready = [
+                entry.job
+                for entry in self._in_state("waiting")
+                if all(self._entries[need].state in ("done", "kept") for need in entry.job.needs)
+            ]
+            given = assign(ready, free, self.slots) if free else {}
+            started = [self._start(self._entries[name], slots) for name, slots in given.items()]
+            if all(started):  # a job that could not be started left its slot to the next
+                return
+
+    def _start(self, entry: _Entry, slots: tuple[Slot, ...]) -> bool:
+        job = entry.job
+        entry.slots, entry.started = slots, self.executor.now()
+        entry.tries, entry.starts, entry.seconds = entry.tries + 1, entry.starts + 1, 0.0
+        # from here on an older result is no evidence: the outputs are about to change
+        running = JobResult(job.id, "running", job.fingerprint, tries=entry.tries, log=str(entry.log))
+        write_json(entry.folder / "job.json", job)
+        write_json(entry.folder / "result.json", running)
+        self._open_log(entry)
+        metrics = Path(job.cwd) / job.progress if job.progress else None
+        entry.metrics = MetricsReader(metrics, from_start=entry.tries > 1)
+        gpus = tuple(slot.gpu for slot in slots if slot.gpu is not None) if job.resources.gpus else ()
+        cpus = sum(slot.cpus for slot in slots)
+        environment = {**os.environ, **job_environment(gpus, cpus), **job.env}
+        try:
+            entry.handle = self.executor.start(job, environment, entry.log)
+        except (OSError, ValueError) as error:
+            self._failed(entry, f"could not be started: {error}", f"could not be started: {error}", None)
+            return False
+        entry.state = "running"
+        cores = f"{cpus} core{'s' if cpus != 1 else ''}"
+        facts = {"id": job.id, "device": entry.device, "gpus": gpus, "cpus": cpus, "tries": entry.tries}
+        self.notify(Event("job_started", f"{job.id} started on {entry.device} ({cores})", facts))
+        return True
+
+    def _open_log(self, entry: _Entry) -> None:
+        """A first try gets an empty log, a further one is appended under a line that says so."""
+        if entry.tries == 1:
+            entry.log.unlink(missing_ok=True)
+        if entry.log.exists():
+            with open(entry.log, "a", encoding="utf-8") as file:
+                file.write(f"\n=== try {entry.tries}, {time.strftime('%Y-%m-%d %H:%M:%S')} ===\n")
+        entry.log_start = entry.log.stat().st_size if entry.log.exists() else 0
+
+    def _ended(self, entry: _Entry, code: int) -> None:
+        entry.seconds = self.executor.now() - entry.started
+        missing = missing_outputs(entry.job)
+        if code == 0 and not missing:
+            self._finish(entry, "done", None)
+            facts = {"id": entry.job.id, "seconds": entry.seconds, "tries": entry.tries}
+            self.notify(Event("job_done", f"{entry.job.id} done in {entry.seconds:.1f} s", facts))
+            return
+        lines = log_tail(entry.log, entry.log_start)
+        headline, error = describe_failure(code, lines)
+        if code == 0:
+            headline = f"ended well, but did not write {', '.join(missing)}"
+            error = "\n".join([headline, *error.splitlines()[1:]])
+        self._failed(entry, headline, error, code)
+
+    def _failed(self, entry: _Entry, headline: str, error: str, code: int | None) -> None:
+        again = entry.starts < self.max_tries
+        if again:
+            entry.state, entry.slots, entry.handle = "waiting", (), None
+        else:
+            self._finish(entry, "failed", error)
+        facts: dict[str, Any] = {"id": entry.job.id, "headline": headline, "error": error, "log": str(entry.log)}
+        facts |= {"exit_code": code, "tries": entry.tries, "again": again}
+        message = f"{entry.job.id} failed{', and is tried again' if again else ''}: {headline}"
+        self.notify(Event("job_failed", message, facts))
+
+    def _finish(self, entry: _Entry, status: str, error: str | None) -> None:
+        job = entry.job
+        entry.state = status
+        entry.result = JobResult(
+            id=job.id,
+            status=status,
+            fingerprint=job.fingerprint,
+            outputs=job.outputs if status == "done" else (),
+            tries=entry.tries,
+            seconds=round(entry.seconds, 3),
+            error=error,
+            log=str(entry.log) if entry.starts else None,
+        )
+        write_json(entry.folder / "result.json", entry.result)
+
+    def _show_jobs(self) -> None:
+        now = self.executor.now()
+        rows = [self._row(self._entries[name], now) for name in self._entries]
+        finished = len(rows) - len(self._in_state("waiting", "running"))
+        facts = {"jobs": rows, "finished": finished, "total": len(rows)}
+        self.notify(Event("jobs", f"{finished} of {len(rows)} jobs finished", facts))
+
+    def _row(self, entry: _Entry, now: float) -> dict[str, Any]:
+        reader = entry.metrics or MetricsReader(None, from_start=True)
+        reader.update(now)
+        running = entry.state == "running"
+        row = {"id": entry.job.id, "state": entry.state, "device": entry.device, **reader.facts(now)}
+        row["seconds"] = now - entry.started if running else entry.result.seconds if entry.result else 0.0
+        row["seconds_left"] = row["seconds_left"] if running else None
+        row["tries"] = entry.tries
+        return row
+
+    @contextlib.contextmanager
+    def _signals_counted(self) -> Iterator[None]:
+        """SIGINT and SIGTERM are counted, and heeded between two steps: no process is lost halfway to its record.
+
+        Only where Python's own or the system's default stands, so that an application's handlers stay in force.
+        """
+        self._interrupts = 0
+        saved: dict[int, Any] = {}
+
+        def count(number: int, frame: object) -> None:
+            self._interrupts += 1
+
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                handler = signal.getsignal(number)
+                if handler in (signal.SIG_DFL, signal.default_int_handler):
+                    saved[number] = signal.signal(number, count)
+        try:
+            yield
+        finally:
+            for signum, before in saved.items():
+                signal.signal(signum, before)
+
+    def _cancel_running(self) -> None:
+        """Cancel all jobs, wait until they have ended, and say so; a second signal ends the waiting."""
+        running = self._in_state("running")
+        for entry in running:
+            with contextlib.suppress(Exception):
+                self.executor.cancel(entry.handle)
+        deadline, interrupts = self.executor.now() + CANCEL_SECONDS, self._interrupts
+        while self.executor.now() < deadline and self._interrupts <= max(1, interrupts):
+            if all(self.executor.poll(entry.handle) is not None for entry in running):
+                break
+            self.executor.wait(min(0.1, self.poll_seconds))
+        for entry in running:
+            entry.seconds = self.executor.now() - entry.started
+            try:
+                self._finish(entry, "cancelled", "cancelled while it ran")
+            except OSError:
+                logger.warning("%s: the result could not be written", entry.folder, exc_info=True)
+        with contextlib.suppress(Exception):  # a listener that is broken must not hide why the run ends
+            if running:
+                self.notify(Event("warning", f"cancelled: {', '.join(entry.job.id for entry in running)}"))
+            self._show_jobs()

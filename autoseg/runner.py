@@ -1,0 +1,252 @@
+"""`AutoRunner`: the one call from Python, with the constructor and the `set_*` methods of MONAI 1.6's AutoRunner.
+
+Names and meanings are Auto3DSeg's, so that its users change one import. What has no counterpart here says so in one
+sentence: a warning where the result is the same without it, an InputError where it would not be.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from autoseg.config import RunConfig, load_config
+from autoseg.datalist import load_datalist, plain_datalist
+from autoseg.devices import forget_devices
+from autoseg.errors import Fault, InputError, nearest
+from autoseg.records import Event
+from autoseg.workspace import write_json
+
+if TYPE_CHECKING:
+    from autoseg.pipeline import RunResult
+
+logger = logging.getLogger(__name__)
+Algos: TypeAlias = Mapping[str, Any] | Sequence[str] | str | None
+NO_HPO = "hyper-parameter search is not part of this version: leave hpo out and set values by set_training_params"
+SAVE_IMAGE = (
+    "output_dir output_postfix output_ext output_dtype resample mode padding_mode scale dtype squeeze_end_dims "
+    "data_root_dir separate_folder print_log output_format writer channel_dim output_name_formatter folder_layout "
+    "savepath_in_metadict"
+)
+GPUS = "CUDA_VISIBLE_DEVICES"
+PREDICTION = ("mode", "files_slices", "sigmoid")
+
+
+class AutoRunner:
+    """Analyse, plan, train, ensemble, predict and evaluate: `AutoRunner(work_dir=..., input=...).run()`.
+
+    `input` is a YAML or JSON file or a dict with at least `modality` and `datalist` (`dataroot` defaults to the
+    datalist's folder); left out, `<work_dir>/input.yaml` of an earlier run is read. `algos` names network families
+    (a name, a list, or Auto3DSeg's dict). `analyze`, `algo_gen`, `train` and `ensemble` switch stages, None meaning
+    "as far as it is not done yet". `kwargs` are those of `set_image_save_transform`. Raises InputError with every
+    fault of the configuration.
+    """
+
+    def __init__(
+        self,
+        work_dir: str | Path = "./work_dir",
+        input: Mapping[str, Any] | str | Path | None = None,
+        algos: Algos = None,
+        analyze: bool | None = None,
+        algo_gen: bool | None = None,
+        train: bool | None = None,
+        hpo: bool = False,
+        hpo_backend: str = "nni",
+        ensemble: bool = True,
+        not_use_cache: bool = False,
+        templates_path_or_url: str | None = None,
+        allow_skip: bool = True,
+        mlflow_tracking_uri: str | None = None,
+        mlflow_experiment_name: str | None = None,
+        **kwargs: Any,
+    ):
+        if hpo:
+            raise _refused("hpo", f"{NO_HPO} (hpo_backend '{hpo_backend}')")
+        if not allow_skip:
+            logger.warning("allow_skip=False: a family that does not suit the data is left out all the same")
+        if mlflow_tracking_uri or mlflow_experiment_name:
+            logger.warning("mlflow_*: nothing is sent to MLflow; metrics.jsonl and TensorBoard events hold the same")
+        self._input = input
+        # what MONAI gives a default is left to the input's own keys
+        self._flags: dict[str, Any] = {
+            "work_dir": None if str(work_dir) == "./work_dir" else str(work_dir),
+            "analyze": analyze,
+            "algo_gen": algo_gen,
+            "train": train,
+            "ensemble": None if ensemble else False,
+            "not_use_cache": not_use_cache or None,
+            "templates_path_or_url": templates_path_or_url,
+        }
+        self._flags |= _algos(algos)
+        self._devices: str | None = None
+        self._files: slice | None = None
+        self.set_image_save_transform(**kwargs)
+        self._set()
+
+    def _set(self, **flags: Any) -> AutoRunner:
+        """Keep flags; raises every fault of the configuration at once and now, not when `run` is called."""
+        self._flags |= flags
+        _ = self.config
+        return self
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration that `run` would use now."""
+        return load_config(self._input, **self._flags)
+
+    def set_num_fold(self, num_fold: int = 5) -> AutoRunner:
+        """Train so many folds: the first ones of those given, or the number to split the cases into."""
+        return self._set(num_fold=num_fold)
+
+    def set_training_params(self, params: Mapping[str, Any] | None = None) -> AutoRunner:
+        """Hyper-parameters for all families ({"num_epochs": 2}) or for one ({"segresnet": {"num_epochs": 2}}).
+
+        A name that no bundle knows is refused by `run`, before any image is read.
+        """
+        params = dict(params or {})
+        if GPUS in params:
+            logger.warning("%s belongs to set_device_info; it is passed on", GPUS)
+            self.set_device_info(params.pop(GPUS))
+        families = {key: dict(value) for key, value in params.items() if isinstance(value, Mapping)}
+        settings = {key: value for key, value in params.items() if key not in families}
+        return self._set(settings=settings or None, family_settings=families or None)
+
+    def set_device_info(
+        self,
+        cuda_visible_devices: Sequence[int] | str | None = None,
+        num_nodes: int | None = None,
+        mn_start_method: str | None = None,
+        cmd_prefix: str | None = None,
+    ) -> AutoRunner:
+        """The GPUs to use, as [0, 1] or "0,1"; by default CUDA_VISIBLE_DEVICES, or all there are."""
+        if (num_nodes or 1) > 1 or mn_start_method or cmd_prefix:
+            logger.warning("num_nodes, mn_start_method, cmd_prefix: jobs run on this machine, by this Python; ignored")
+        if cuda_visible_devices is not None and not isinstance(cuda_visible_devices, str):
+            cuda_visible_devices = ",".join(str(index) for index in cuda_visible_devices)
+        self._devices = cuda_visible_devices
+        return self
+
+    def set_ensemble_method(
+        self, ensemble_method_name: str = "AlgoEnsembleBestByFold", n_best: int | None = None, **kwargs: Any
+    ) -> AutoRunner:
+        """AlgoEnsembleBestByFold, AlgoEnsembleBestN (of `n_best` members) or AlgoEnsembleAll."""
+        self.set_image_save_transform(**kwargs)
+        return self._set(ensemble_method=ensemble_method_name, n_best=n_best)
+
+    def set_image_save_transform(self, **kwargs: Any) -> AutoRunner:
+        """Arguments of MONAI's SaveImage; predictions keep the place, the geometry and the type they have here."""
+        unknown = [name for name in kwargs if name not in SAVE_IMAGE.split()]
+        if unknown:
+            known = SAVE_IMAGE.split()
+            raise InputError(Fault("", name, f"no argument of SaveImage{nearest(name, known)}") for name in unknown)
+        if kwargs:
+            what = "predictions are ensemble_output/<case>/<case>_ensemble.nii.gz in the image's geometry"
+            logger.warning("%s have no effect: %s", ", ".join(kwargs), what)
+        return self
+
+    def set_prediction_params(self, params: Mapping[str, Any] | None = None) -> AutoRunner:
+        """`mode`: mean (of probabilities) or vote; `files_slices`: a slice of the testing cases to predict."""
+        params = dict(params or {})
+        unknown = [key for key in params if key not in PREDICTION]
+        if unknown:
+            hint = "set what a network is run with by set_training_params"
+            raise InputError(Fault("", key, f"unknown{nearest(key, PREDICTION)}; {hint}") for key in unknown)
+        if params.get("sigmoid"):
+            raise _refused("sigmoid", "overlapping regions are not part of this version: one label a voxel")
+        files = params.get("files_slices")
+        if not isinstance(files, slice | None):
+            raise _refused("files_slices", f"{files!r} is not a slice")
+        self._files = files
+        return self._set(ensemble_mode=params.get("mode"))
+
+    def set_analyze_params(self, params: Mapping[str, Any] | None = None) -> AutoRunner:
+        """Nothing to set: the analysis uses every core, one read a case."""
+        if params:
+            logger.warning("%s have no effect: the analysis reads each case once, on every core", ", ".join(params))
+        return self
+
+    def set_hpo_params(self, params: Mapping[str, Any] | None = None) -> AutoRunner:
+        """Without effect as long as there is no search."""
+        if params:
+            logger.warning("set_hpo_params has no effect: %s", NO_HPO)
+        return self
+
+    def set_nni_search_space(self, search_space: Mapping[str, Any]) -> AutoRunner:
+        """Without effect as long as there is no search; a space without `_value` is refused as in MONAI."""
+        faults = [Fault("", key, "has no _value") for key, value in search_space.items() if "_value" not in value]
+        if faults:
+            raise InputError(faults)
+        logger.warning("set_nni_search_space has no effect: %s", NO_HPO)
+        return self
+
+    def set_gpu_customization(
+        self, gpu_customization: bool = False, gpu_customization_specs: Mapping[str, Any] | None = None
+    ) -> AutoRunner:
+        """Nothing to set: patch and batch always follow the memory of the device."""
+        if gpu_customization or gpu_customization_specs:
+            logger.warning("set_gpu_customization has no effect: the planner always fits patches to the GPU's memory")
+        return self
+
+    def run(self, notify: Callable[[Event], None] | None = None) -> RunResult:
+        """Do it all; returns leaderboard, members, evaluation and paths.
+
+        Progress is shown as the shell shows it; `notify` hears the events instead. Raises InputError where what was
+        given is wrong (nothing was spent then) and NoResultError where nothing valid came out.
+        """
+        from autoseg import pipeline
+
+        with _visible_devices(self._devices), self._sliced() as config:
+            if notify is not None:
+                return pipeline.run(config, notify)
+            from autoseg.report.screen import Screen
+
+            with Screen() as screen:
+                return pipeline.run(config, screen)
+
+    @contextmanager
+    def _sliced(self) -> Iterator[RunConfig]:
+        """The configuration; with `files_slices`, of a datalist that holds only those testing cases."""
+        config = self.config
+        if self._files is None:
+            yield config
+            return
+        datalist = load_datalist(config.datalist, config.dataroot)
+        datalist = replace(datalist, testing=datalist.testing[self._files])
+        with tempfile.TemporaryDirectory(prefix="autoseg_") as folder:
+            path = Path(folder) / "datalist.json"
+            write_json(path, plain_datalist(datalist))
+            yield replace(config, datalist=str(path), dataroot=datalist.dataroot)
+
+
+def _algos(algos: Algos) -> dict[str, Any]:
+    """Auto3DSeg's three ways to name families, as flags."""
+    if not isinstance(algos, Mapping):
+        return {"algos": algos}
+    paths = {str(value["template_path"]) for value in algos.values() if "template_path" in dict(value)}
+    folders = {str(Path(path).parent) for path in paths if os.path.isabs(path)}
+    if len(folders) > 1:
+        raise _refused("algos", f"templates lie in several folders: {', '.join(sorted(folders))}")
+    return {"algos": list(algos), **({"templates_path_or_url": folders.pop()} if folders else {})}
+
+
+@contextmanager
+def _visible_devices(devices: str | None) -> Iterator[None]:
+    """CUDA_VISIBLE_DEVICES for the length of a run."""
+    before = {name: os.environ[name] for name in (GPUS,) if name in os.environ}
+    os.environ.update({GPUS: devices} if devices is not None else {})
+    forget_devices()
+    try:
+        yield
+    finally:
+        os.environ.pop(GPUS, None)
+        os.environ.update(before)
+        forget_devices()
+
+
+def _refused(field: str, message: str) -> InputError:
+    return InputError([Fault("", field, message)])

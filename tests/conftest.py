@@ -1,0 +1,81 @@
+"""Fixtures that any room's tests may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoseg.workspace import read_json, write_json, write_yaml
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = REPOSITORY.parent / "shared"
+
+# Test workers share the cores: one thread each, said before torch or NumPy start their pools.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+
+@pytest.fixture
+def odd_path(tmp_path: Path) -> Path:
+    """An empty folder whose name has a space and letters beyond ASCII."""
+    folder = tmp_path / "Köpfe und Hälse"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def demo_data(odd_path: Path) -> Path:
+    """The datalist of a tiny generated data set: six training and two testing cases of 24 x 24 x 20 voxels."""
+    from autoseg.demo import make_demo_data
+
+    return make_demo_data(odd_path / "data", training=6, testing=2, shape=(24, 24, 20))
+
+
+@pytest.fixture
+def shared_dataset() -> Callable[[str], Path]:
+    """Path of a data set that lies beside the repository; the test is skipped where it does not."""
+
+    def find(name: str) -> Path:
+        folder = SHARED / "datasets" / name
+        if not folder.is_dir():
+            pytest.skip(f"{folder} is not on this machine")
+        return folder
+
+    return find
+
+
+TINY = {"roi_size": [16, 16, 16], "init_filters": 8, "blocks_down": [1, 1], "dsdepth": 1, "num_iterations": 6}
+
+
+@pytest.fixture
+def make_bundle(demo_data: Path) -> Callable[..., Path]:
+    """`make_bundle(fold=0, **settings)` writes a segresnet bundle over the demo data and returns its folder."""
+    from autoseg.bundles import find_templates, load_algo
+    from autoseg.bundles.templates import template_settings
+    from autoseg.planning import Plan
+
+    work = demo_data.parents[1] / "work dir"
+    work.mkdir(exist_ok=True)
+    plain = read_json(demo_data)
+    for number, entry in enumerate(plain["training"]):
+        entry["fold"] = number % 2
+    write_json(work / "datalist.json", plain)
+    source = {"modality": "MRI", "datalist": str(work / "datalist.json"), "dataroot": str(demo_data.parent)}
+    write_yaml(work / "input.yaml", source, versioned=False)
+    folder = find_templates(("segresnet",))["segresnet"]
+
+    def make(fold: int = 0, name: str | None = None, **settings: Any) -> Path:
+        values = {"label_values": [0, 1, 2], "class_names": {"1": "organ", "2": "nodule"}, "output_classes": 3}
+        values |= {**TINY, "resample": False, "precision": "float32", **settings}
+        assert set(values) <= set(template_settings(folder))
+        algo = load_algo("segresnet", folder)
+        algo.set_data_source(str(work / "input.yaml"))
+        target = name or f"segresnet_{fold}"
+        algo.export_to_disk(str(work), target, fold=fold, plan=Plan(values, dict.fromkeys(values, "test")))
+        return work / target
+
+    return make

@@ -1,0 +1,118 @@
+"""The one loop: deterministic, resumable, honest about what it wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from autoseg.engine.bundle import Bundle
+from autoseg.engine.trainer import Hook, Trainer
+from autoseg.errors import InputError
+
+MakeBundle = Callable[..., Path]
+
+
+def weights(root: Path, name: str = "model_final.pt") -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(root / "models" / name, weights_only=True)
+    return state
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_the_same_settings_give_the_same_weights_and_another_seed_gives_others(make_bundle: MakeBundle) -> None:
+    roots = [make_bundle(name="segresnet_0"), make_bundle(name="again_0"), make_bundle(name="other_0", seed=1)]
+    for root in roots:
+        Trainer(Bundle.load(root)).run()
+    assert equal(weights(roots[0]), weights(roots[1]))
+    assert not equal(weights(roots[0]), weights(roots[2]))
+
+
+class StopAt(Hook):
+    """Dies in the middle, as if killed."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step(self, trainer: Trainer, loss: float) -> None:
+        if trainer.progress.step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("at", [3, 5])
+def test_a_training_interrupted_and_resumed_ends_with_the_same_weights(make_bundle: MakeBundle, at: int) -> None:
+    whole, torn = make_bundle(name="whole_0"), make_bundle(name="torn_0")
+    Trainer(Bundle.load(whole)).run()
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(Bundle.load(torn), hooks=(StopAt(at),)).run()
+    resumed = Trainer(Bundle.load(torn))
+    progress = resumed.run()
+    assert progress.step == 6
+    assert equal(weights(whole), weights(torn))
+    steps = [json.loads(line)["step"] for line in (torn / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_files_of_a_training(make_bundle: MakeBundle) -> None:
+    root = make_bundle()
+    trainer = Trainer(Bundle.load(root))
+    progress = trainer.run()
+    assert progress.step == 6
+    lines = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
+    validated = [line for line in lines if "mean_dice" in line]
+    assert validated[-1]["step"] == 6
+    assert set(validated[-1]["dice"]) == {"1", "2"}
+    import yaml
+
+    history = yaml.safe_load((root / "progress.yaml").read_text())
+    assert history[-1]["best_avg_dice_score"] == max(line["mean_dice"] for line in validated)
+    assert list((root / "tensorboard").iterdir())
+    network = Bundle.load(root).trained_network()
+    assert not network.training
+
+
+def test_num_iterations_wins_over_num_epochs_and_epochs_count_cases(make_bundle: MakeBundle) -> None:
+    root = make_bundle(num_iterations=None, num_epochs=3)
+    trainer = Trainer(Bundle.load(root))
+    assert trainer.steps_per_epoch == 2  # three training cases, two a step
+    assert trainer.total_steps == 6
+    assert Trainer(Bundle.load(root, {"num_iterations": 5})).total_steps == 5
+
+
+def test_seconds_end_a_training(make_bundle: MakeBundle) -> None:
+    root = make_bundle(num_iterations=100_000, max_seconds=1.5)
+    progress = Trainer(Bundle.load(root)).run()
+    assert 0 < progress.step < 100_000
+    assert (root / "models" / "model.pt").exists()
+
+
+def test_unknown_overrides_are_refused_together_with_the_nearest(make_bundle: MakeBundle) -> None:
+    with pytest.raises(InputError) as caught:
+        Bundle.load(make_bundle(), {"learnin_rate": 1, "num_epoch": 2})
+    text = str(caught.value)
+    assert "learning_rate" in text
+    assert "num_epochs" in text
+    assert len(caught.value.faults) == 2
+
+
+@pytest.mark.parametrize("change", [{"loss": "dice_focal"}, {"optimizer": "sgd", "lr_schedule": "polynomial"}])
+def test_every_named_part_trains(make_bundle: MakeBundle, change: dict[str, str]) -> None:
+    progress = Trainer(Bundle.load(make_bundle(num_iterations=2, **change))).run()
+    assert progress.step == 2
+
+
+def test_bfloat16_on_the_cpu(make_bundle: MakeBundle) -> None:
+    assert Trainer(Bundle.load(make_bundle(num_iterations=2, precision="float16"))).run().step == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
+def test_float16_with_scaling_on_a_gpu(make_bundle: MakeBundle) -> None:
+    trainer = Trainer(Bundle.load(make_bundle(num_iterations=4, precision="float16")))
+    assert trainer.scaler.is_enabled()
+    assert trainer.run().step == 4

@@ -1,0 +1,126 @@
+"""Planning is pure: statistics in, hyper-parameters with reasons out."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from autoseg.planning import FamilyTraits, Machine, Statistics, plan_family, plan_patch
+from autoseg.planning.patch import resample_needed, target_spacing
+from autoseg.planning.plan import left_right_pairs, mirror_axes
+from autoseg.planning.statistics import Intensity, read_statistics
+
+TRAITS = FamilyTraits(5, 16, 32, 60.0, 2e-3, 5e-4)
+CPU = Machine("cpu", 12 * 2**30, 1)
+GPU = Machine("cuda", 24 * 2**30, 8)
+
+
+def statistics(**changes: object) -> Statistics:
+    base = Statistics(
+        n_cases=100,
+        channels=1,
+        spacing_median=(1.0, 1.0, 1.0),
+        spacing_low=(1.0, 1.0, 1.0),
+        spacing_tenth=(1.0, 1.0, 1.0),
+        spacing_high=(1.0, 1.0, 1.0),
+        shape_median=(200.0, 200.0, 150.0),
+        cropped_shape_median=(180.0, 160.0, 150.0),
+        intensity=(Intensity(60.0, 20.0, -50.0, 200.0),),
+        label_values=(0, 1, 2),
+        voxels={},
+        cases_with_label={},
+    )
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("machine", [CPU, GPU])
+def test_patch_is_a_multiple_of_the_stride_and_every_setting_has_a_reason(machine: Machine) -> None:
+    plan = plan_family(statistics(), machine, "MRI", TRAITS)
+    assert plan.patch is not None
+    for size, halvings in zip(plan.patch.size, plan.patch.halvings, strict=True):
+        assert size % 2**halvings == 0
+        assert size // 2**halvings >= 4
+    assert set(plan.settings) == set(plan.reasons)
+    assert all(plan.reasons.values())
+
+
+def test_a_cpu_gets_a_small_network_and_a_gpu_a_large_one() -> None:
+    small, large = (plan_family(statistics(), m, "MRI", TRAITS).settings for m in (CPU, GPU))
+    assert small["init_filters"] < large["init_filters"]
+    assert small["roi_size"] < large["roi_size"]
+    assert small["num_epochs"] * 50 < 2000 < large["num_epochs"] * 50
+
+
+def test_patch_shrinks_with_memory() -> None:
+    spacing = [1.0, 1.0, 1.0]
+    sizes = [
+        plan_patch(statistics(), spacing, Machine("cuda", gib * 2**30, 1), 5, 60.0 * 32, 2)[0].size for gib in (8, 80)
+    ]
+    voxels = [a * b * c for a, b, c in sizes]
+    assert voxels[0] < voxels[1]
+
+
+def test_anisotropic_axis_uses_its_tenth_percentile_and_is_halved_less() -> None:
+    stats = statistics(
+        spacing_median=(0.5, 0.5, 5.0), spacing_tenth=(0.5, 0.5, 3.0), cropped_shape_median=(300, 300, 20)
+    )
+    spacing, reason = target_spacing(stats)
+    assert spacing == [0.5, 0.5, 3.0]
+    assert "10th" in reason
+    plan = plan_family(stats, GPU, "MRI", TRAITS)
+    assert plan.patch is not None
+    assert plan.patch.halvings[2] < plan.patch.halvings[0]
+
+
+def test_sub_millimetre_spacing_does_not_round_to_zero() -> None:
+    spacing, _ = target_spacing(statistics(spacing_median=(1.2e-4, 1.2e-4, 1.2e-4)))
+    assert spacing == [1.2e-4] * 3
+
+
+def test_resampling_only_where_spacings_differ() -> None:
+    assert not resample_needed(statistics())[0]
+    assert resample_needed(statistics(spacing_high=(1.0, 1.0, 2.0)))[0]
+
+
+def test_ct_is_clipped_by_the_pooled_foreground_and_mri_is_not() -> None:
+    assert plan_family(statistics(), CPU, "CT", TRAITS).settings["intensity_bounds"] == [[-50.0, 200.0, 60.0, 20.0]]
+    assert plan_family(statistics(), CPU, "MRI", TRAITS).settings["intensity_bounds"] is None
+
+
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        ({1: "Left_Kidney", 2: "Right_Kidney"}, [[1, 2]]),
+        ({1: "parotid L", 2: "parotid R", 3: "brainstem"}, [[1, 2]]),
+        ({3: "KidneyRight", 4: "KidneyLeft"}, [[4, 3]]),
+        ({1: "riñón izquierdo", 2: "riñón derecho"}, [[1, 2]]),
+        ({1: "Anterior", 2: "Posterior"}, []),
+        ({1: "leftover", 2: "rightover"}, []),
+    ],
+)
+def test_left_and_right_are_found_by_name(names: dict[int, str], pairs: list[list[int]]) -> None:
+    assert left_right_pairs(names) == pairs
+    assert (0 in mirror_axes(names, None, GPU)[0]) == (not pairs)
+
+
+def test_a_key_overrides_the_names() -> None:
+    assert mirror_axes({1: "a", 2: "b"}, [[1, 2]], GPU)[0] == [1, 2]
+    assert mirror_axes({1: "left", 2: "right"}, [], GPU)[0] == [0, 1, 2]
+
+
+def test_a_short_schedule_mirrors_left_and_right_alone() -> None:
+    assert mirror_axes({1: "a"}, None, CPU)[0] == [0]
+    assert mirror_axes({1: "left", 2: "right"}, None, CPU)[0] == []
+
+
+def test_monai_plain_statistics_are_enough() -> None:
+    spread = {"median": [1.0, 1.0, 2.0], "percentile_00_5": [1.0, 1.0, 1.0]}
+    spread |= {"percentile_10_0": [1.0, 1.0, 1.5], "percentile_99_5": [1.0, 1.0, 3.0]}
+    intensity = {"mean": 10.0, "stdev": 2.0, "percentile_00_5": 5.0, "percentile_99_5": 15.0}
+    image = {"shape": {"median": [100.0, 90.0, 40.0]}, "cropped_shape": {"median": [90.0, 80.0, 40.0]}}
+    image |= {"spacing": spread, "channels": {"max": 2}}
+    summary = {"image_stats": image, "image_foreground_stats": {"intensity": intensity}, "n_cases": 7}
+    stats = read_statistics({"stats_summary": {**summary, "label_stats": {"labels": [0, 1, 3]}}})
+    assert (stats.n_cases, stats.channels, stats.label_values) == (7, 2, (0, 1, 3))
+    assert plan_family(stats, CPU, "CT", TRAITS).settings["roi_size"]

@@ -1,0 +1,282 @@
+"""The command: words against signatures, values as they were typed, exit codes, help that loads nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from autoseg import cli
+from autoseg.cli.words import parameters
+from autoseg.errors import Fault, InputError, NoResultError
+from autoseg.pipeline import RunResult
+from autoseg.records import JobResult, LeaderboardEntry
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
+    """The pipeline's verbs replaced by ones that only note what they were called with."""
+    heard: list[SimpleNamespace] = []
+    answers: dict[str, Any] = {
+        "run": RunResult(Path("w")),
+        "train": RunResult(Path("w")),
+        "ensemble": RunResult(Path("w")),
+        "check": SimpleNamespace(faults=(), warnings=(Fault("a.nii.gz", "label", "rare"),)),
+        "analyze": Path("w/datastats.yaml"),
+        "generate": [Path("w/segresnet_0")],
+        "predict": {"a": Path("o/a.nii.gz")},
+        "status": {"work_dir": "w", "jobs": {"j": {"status": "done"}}, "leaderboard": [], "members": ["segresnet_0"]},
+    }
+
+    def fake(name: str) -> Any:
+        def verb(*given: Any, **options: Any) -> Any:
+            heard.append(SimpleNamespace(verb=name, given=given, options=options))
+            return answers[name]
+
+        return verb
+
+    for name in answers:
+        monkeypatch.setattr(f"autoseg.pipeline.{name}", fake(name))
+    return heard
+
+
+@pytest.fixture
+def datalist(odd_path: Path) -> Path:
+    """A datalist whose images exist, if only as names."""
+    for name in ("a.nii.gz", "b.nii.gz"):
+        (odd_path / name).touch()
+    path = odd_path / "datalist, ü.json"
+    entry = {"image": "a.nii.gz", "label": "b.nii.gz"}
+    path.write_text(json.dumps({"training": [entry], "labels": {"0": "background", "1": "x"}}), "utf-8")
+    return path
+
+
+def run_flags(datalist: Path, *more: str) -> list[str]:
+    return ["run", "--datalist", str(datalist), "--modality", "MRI", "--work_dir", str(datalist.parent / "w"), *more]
+
+
+def test_run_reaches_the_pipeline_with_its_configuration(calls: list, datalist: Path) -> None:
+    words = run_flags(datalist, "--num_fold=3", "--algos", "segresnet", "--not_use_cache", "--minutes", "2.5")
+    assert cli.main(words) == 0
+    (call,) = calls
+    config = call.given[0]
+    assert config.datalist == str(datalist)
+    assert (config.num_fold, config.algos, config.not_use_cache, config.minutes) == (3, ("segresnet",), True, 2.5)
+    assert call.options == {"dry_run": False}
+    assert callable(call.given[1])
+
+
+def test_dashes_and_underscores_are_the_same(calls: list, datalist: Path) -> None:
+    assert cli.main([*run_flags(datalist), "--num-fold", "2"]) == 0
+    assert calls[0].given[0].num_fold == 2
+
+
+def test_class_names_are_a_list_and_set_repeats(calls: list, datalist: Path) -> None:
+    settings = ["--set", "learning_rate=1e-4", "--set=roi_size=[32,32,16]", "--set", "segresnet.init_filters=8"]
+    assert cli.main(run_flags(datalist, "--class_names", "left kidney, tumour", *settings)) == 0
+    config = calls[0].given[0]
+    assert config.class_names == ("left kidney", "tumour")
+    assert config.settings == {"learning_rate": 1e-4, "roi_size": [32, 32, 16]}
+    assert config.family_settings == {"segresnet": {"init_filters": 8}}
+
+
+def test_settings_from_a_file(calls: list, datalist: Path, tmp_path: Path) -> None:
+    file = tmp_path / "more settings.yaml"
+    file.write_text("num_epochs: 2\n", "utf-8")
+    assert cli.main(run_flags(datalist, "--set", f"@{file}")) == 0
+    assert calls[0].given[0].settings == {"num_epochs": 2}
+
+
+@pytest.mark.parametrize("value", ["a,b", "1e5", "007", "it's [x]", 'say "no"', "(1, 2)", "None", "True", "-", "ü\\n"])
+def test_text_stays_as_it_was_typed(calls: list, value: str) -> None:
+    assert cli.main(["predict", "--input", value, f"--output={value}", "--work_dir", value]) == 0
+    assert calls[0].given[:3] == (value, value, value)
+
+
+def test_configuration_as_a_json_object(calls: list, datalist: Path) -> None:
+    given = json.dumps({"modality": "ct", "datalist": str(datalist), "dataroot": str(datalist.parent)})
+    assert cli.main(["check", "--input", given]) == 0
+    assert calls[0].given[0].modality == "CT"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["rnu"], ["rnu", "'run'"]),
+        (["--datalist", "x", "run"], ["the verb comes first"]),
+        (["run", "--datalits", "x", "--modallity", "y"], ["'--datalist'", "'--modality'"]),
+        (["run", "--num_fold", "three"], ["--num_fold: 'three' is not a whole number"]),
+        (["run", "--num_fold", "2.5"], ["--num_fold: '2.5' is not a whole number"]),
+        (["run", "--minutes", "nan"], ["--minutes: 'nan' is not a number"]),
+        (["run", "--modality"], ["--modality: needs a value"]),
+        (["run", "--modality", "--datalist", "x"], ["--modality: needs a value"]),
+        (["run", "--seed", "1", "--seed", "2"], ["--seed: given twice"]),
+        (["run", "datalist.json"], ["datalist.json: not a flag"]),
+        (["run", "--train_on_all=maybe"], ["--train_on_all: 'maybe' is neither true nor false"]),
+        (["predict", "--input", "x"], ["--output: is needed"]),
+        (["predict", "--input", "x", "--output", "y", "--num_fold", "1"], ["--num_fold: unknown flag"]),
+        (["evaluate", "--predictions", "p", "--references", "r", "--labels", "liver"], ["--labels: 'liver'"]),
+        (["evaluate", "--predictions", "p", "--references", "r", "--labels", "{1: [x"], ["--labels: "]),
+    ],
+)
+def test_wrong_words_are_refused_before_anything_runs(
+    calls: list, capsys: pytest.CaptureFixture[str], words: list[str], said: list[str]
+) -> None:
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert not calls
+    assert all(part in error for part in said), error
+    assert all(line.startswith("error: ") for line in error.splitlines())
+
+
+def test_all_faults_of_the_words_at_once(calls: list, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "--datalits", "x", "--num_fold", "three", "y", "--seed"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 4
+
+
+def test_faults_of_the_configuration_at_once(calls: list, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "--datalist", "/none.json", "--modality", "CTT", "--num_fold", "0"]) == 2
+    error = capsys.readouterr().err
+    assert not calls
+    assert len(error.splitlines()) >= 2
+    assert "CTT" in error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (
+            InputError([Fault("d.json", "fold", "missing"), Fault("e", "", "torn\nfile")]),
+            2,
+            "error: d.json: fold: missing",
+        ),
+        (NoResultError("no training ended well"), 4, "error: no training ended well"),
+        (KeyboardInterrupt(), 130, "the same command goes on"),
+        (RuntimeError("boom\nline"), 4, "internal error: RuntimeError: boom line (run with --debug"),
+    ],
+)
+def test_exit_codes_of_errors(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, said: str
+) -> None:
+    def verb(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("autoseg.pipeline.status", verb)
+    assert cli.main(["status", "--work_dir", "w"]) == code
+    captured = capsys.readouterr().err
+    assert said in captured
+    assert "Traceback" not in captured
+    assert len(captured.splitlines()) == (2 if isinstance(error, InputError) else 1)
+    assert cli.main(["status", "--debug"]) == code
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_termination_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoseg.pipeline.status", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.main(["status"]) == 130
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_result_with_failed_jobs_is_shown_and_gives_3(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], datalist: Path
+) -> None:
+    work_dir = datalist.parent / "w"
+    work_dir.mkdir()
+    (work_dir / "leaderboard.json").write_text("{}", "utf-8")
+    result = RunResult(
+        work_dir,
+        leaderboard=(LeaderboardEntry("segresnet", 0, "done", 0.8765, {"1": 0.8765}),),
+        members=("segresnet_0",),
+        failed=(JobResult("segresnet_1", "failed", log="w/jobs/segresnet_1/log.txt"),),
+        labels={1: "organ"},
+    )
+    monkeypatch.setattr("autoseg.pipeline.run", lambda *_, **__: result)
+    assert cli.main(run_flags(datalist)) == 3
+    out, err = capsys.readouterr()
+    assert "0.8765" in out
+    assert "organ" in out
+    assert str(work_dir / "leaderboard.json") in out
+    assert "segresnet_1" in err
+
+
+def test_dry_run_of_train_plans_only(
+    calls: list, datalist: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work_dir = datalist.parent / "w"
+    work_dir.mkdir()
+    plan = {"families": {"segresnet": {"skip": None, "settings": {"roi_size": {"value": [8, 8, 8], "reason": "why"}}}}}
+    (work_dir / "plan.json").write_text(json.dumps(plan), "utf-8")
+    monkeypatch.setattr("autoseg.pipeline.run", lambda *_, dry_run: RunResult(work_dir) if dry_run else None)
+    words = run_flags(datalist)
+    assert cli.main(["train", *words[1:], "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "roi_size" in out
+    assert "nothing was trained" in out
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"), [("check", "a.nii.gz: label: rare"), ("analyze", "datastats.yaml"), ("generate", "segresnet_0")]
+)
+def test_stages_say_what_they_made(
+    calls: list, datalist: Path, capsys: pytest.CaptureFixture[str], verb: str, said: str
+) -> None:
+    assert cli.main([verb, *run_flags(datalist)[1:]]) == 0
+    assert [call.verb for call in calls] == [verb]
+    assert said in capsys.readouterr().out
+
+
+def test_status_as_lines_and_as_json(calls: list, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status", "--work_dir", "w"]) == 0
+    assert "job j: done" in capsys.readouterr().out
+    assert cli.main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["members"] == ["segresnet_0"]
+
+
+def test_demo_makes_its_data_and_runs(calls: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work_dir = tmp_path / "demo, ü"
+    assert cli.main(["demo", "--quick", "--work_dir", str(work_dir), "--set", "roi_size=[16,16,16]"]) == 0
+    config = calls[0].given[0]
+    assert config.datalist == str(work_dir / "data" / "datalist.json")
+    assert config.settings["roi_size"] == [16, 16, 16]
+    assert "num_iterations" in config.settings
+    assert "generated" in capsys.readouterr().out
+
+
+def test_help_names_every_flag_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, verb in cli.VERBS.items():
+        assert cli.main([name, "--help"]) == 0
+        shown = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  --")}
+        flags = {f"--{flag}" for flag in parameters(verb, cli.configuration)}
+        assert set(shown) == flags
+        undocumented = [flag for flag, line in shown.items() if not line[33:].strip()]
+        assert not undocumented, f"{name}: {undocumented}"
+
+
+def test_version_and_bare_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("autoseg 0.")
+    assert cli.main([]) == 0
+    assert "usage: autoseg VERB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["run", "--datalits", "x"]])
+def test_help_and_refusals_load_nothing_heavy(words: list[str]) -> None:
+    heavy = ("torch", "monai", "numpy", "scipy", "nibabel", "rich")
+    code = f"import sys; from autoseg.cli import main; main({words!r}); print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_python_dash_m_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "autoseg", "nonsense"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: nonsense: no such verb")
