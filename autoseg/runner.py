@@ -1,7 +1,7 @@
 """`AutoRunner`: the one call from Python, with the constructor and the `set_*` methods of MONAI 1.6's AutoRunner.
 
-Names and meanings are Auto3DSeg's, so that its users change one import. What has no counterpart here says so in one
-sentence: a warning where the result is the same without it, an InputError where it would not be.
+Auto3DSeg's users change one import. What has no counterpart here says so in one sentence: a warning where the result
+is the same without it, an InputError where it would not be.
 """
 
 from __future__ import annotations
@@ -42,9 +42,8 @@ class AutoRunner:
 
     `input` is a YAML or JSON file or a dict with at least `modality` and `datalist` (`dataroot` defaults to the
     datalist's folder); left out, `<work_dir>/input.yaml` of an earlier run is read. `algos` names network families
-    (a name, a list, or Auto3DSeg's dict). `analyze`, `algo_gen`, `train` and `ensemble` switch stages, None meaning
-    "as far as it is not done yet". `kwargs` are those of `set_image_save_transform`. Raises InputError with every
-    fault of the configuration.
+    (a name, a list, or Auto3DSeg's dict). `analyze`, `algo_gen`, `train` and `ensemble` switch stages. `kwargs` are
+    those of `set_image_save_transform`. Raises InputError with every fault of the configuration.
     """
 
     def __init__(
@@ -113,8 +112,7 @@ class AutoRunner:
             logger.warning("%s belongs to set_device_info; it is passed on", GPUS)
             self.set_device_info(params.pop(GPUS))
         families = {key: dict(value) for key, value in params.items() if isinstance(value, Mapping)}
-        settings = {key: value for key, value in params.items() if key not in families}
-        return self._set(settings=settings or None, family_settings=families or None)
+        return self._set(settings={k: v for k, v in params.items() if k not in families}, family_settings=families)
 
     def set_device_info(
         self,

@@ -54,7 +54,7 @@ def main() -> int:
     tested = len({row["case"] for row in evaluation.cases})
     minutes = (time.monotonic() - started) / 60
     print(
-        f"testing ({tested} cases, ensemble of {len(result.members)}): mean Dice {evaluation.mean_dice:.4f} ({by_label})"
+        f"testing ({tested} cases, {len(result.members)} networks): mean Dice {evaluation.mean_dice:.4f} ({by_label})"
     )
     print(
         f"hippocampus: {minutes:.1f} of {given.minutes:g} minutes, cross-validation {folds['mean_dice']:.4f}, "

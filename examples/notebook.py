@@ -13,8 +13,9 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from autoseg import AutoRunner
 from monai.data import create_test_image_3d
+
+from autoseg import AutoRunner
 
 work_dir = Path(sys.argv[1] if len(sys.argv) > 1 else "work_dirs/notebook")
 size = int(sys.argv[2]) if len(sys.argv) > 2 else 64

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 import yaml
+
 from autoseg import AutoRunner
 
 

@@ -235,13 +235,21 @@ def test_algos_refused(datalist: Path, given: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"), [([[3, 4]], ((3, 4),)), ((3, 4), ((3, 4),)), ([], ()), ([["3", "4"]], ((3, 4),))]
+    ("given", "expected"),
+    [
+        ([[3, 4]], ((3, 4),)),
+        ((3, 4), ((3, 4),)),
+        ([], ()),
+        ([["3", "4"]], ((3, 4),)),
+        ("[[3, 4]]", ((3, 4),)),
+        ("3,4", ((3, 4),)),
+    ],
 )
 def test_mirror_pairs(datalist: Path, given: Any, expected: Any) -> None:
     assert load_config({"datalist": str(datalist), "mirror_pairs": given}).mirror_pairs == expected
 
 
-@pytest.mark.parametrize("given", [[3], "3,4", [[0, 1]], [[1, 2], [2, 3]], [[1, 2, 3]]])
+@pytest.mark.parametrize("given", [[3], "left,right", "[[3,", [[0, 1]], [[1, 2], [2, 3]], [[1, 2, 3]]])
 def test_mirror_pairs_refused(datalist: Path, given: Any) -> None:
     assert list(faults({"datalist": str(datalist), "mirror_pairs": given})) == ["mirror_pairs"]
 

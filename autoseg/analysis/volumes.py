@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -79,13 +80,13 @@ def make_grid(shape: tuple[int, ...], affine: Array) -> Grid:
     spacing = np.sqrt(np.sum(full[:rank, :rank] ** 2, axis=0))
     if not np.all(np.isfinite(full)) or not np.all(spacing > 0):
         raise VolumeError(f"spacing {' x '.join(f'{s:g}' for s in spacing)} mm: the header's affine is not usable")
-    axes = nib.orientations.io_orientation(full)  # type: ignore[no-untyped-call]
+    axes = nib.orientations.io_orientation(full)
     if np.any(np.isnan(axes)):
         raise VolumeError("the header's affine is degenerate: two axes run along one direction")
     targets = [int(axis) for axis in axes[:, 0]]
     order = tuple(targets.index(axis) for axis in range(rank))
     ends = (("L", "R"), ("P", "A"), ("I", "S"))[:rank]
-    codes = nib.orientations.ornt2axcodes(axes, ends)  # type: ignore[no-untyped-call]
+    codes = nib.orientations.ornt2axcodes(axes, ends)
     return Grid(shape, full, order, tuple(int(f) for f in axes[:, 1]), "".join(str(code) for code in codes))
 
 
@@ -115,7 +116,7 @@ def read_volume(path: str) -> Volume:
         raise VolumeError("is truncated: the compressed data ends early") from None
     except MemoryError:
         raise VolumeError("cannot be read: more voxels than fit in memory") from None
-    except (OSError, ValueError, zlib.error, nib.filebasedimages.ImageFileError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, zlib.error, ImageFileError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise VolumeError(f"cannot be read: {reason.replace(path, 'the file')}") from None
 

@@ -11,10 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from autoseg.bundles.templates import SKELETON
-from autoseg.workspace import write_json, write_yaml
+from autoseg.workspace import read_yaml, write_json, write_yaml
 
 HEADER = "Every number that a person or a sweep may turn; the other files refer to it with @."
 
@@ -27,7 +25,7 @@ def relative(path: str | Path, start: str | Path) -> str:
 def write_bundle(root: Path, settings: Mapping[str, Any]) -> None:
     """Complete the family's files at `root` (configs/network.yaml, docs/) to a MONAI bundle."""
     configs = root / "configs"
-    network = yaml.safe_load((configs / "network.yaml").read_text(encoding="utf-8"))
+    network = read_yaml(configs / "network.yaml")
     safe = {**settings, "class_names": {k: escape(str(v)) for k, v in settings["class_names"].items()}}
     write_yaml(configs / "hyper_parameters.yaml", safe, versioned=False, header=HEADER)
     for name in ("train", "validate", "infer"):
@@ -38,7 +36,7 @@ def write_bundle(root: Path, settings: Mapping[str, Any]) -> None:
     write_yaml(configs / "transforms_infer.yaml", {"preprocessing": preprocessing(safe, ["image"])}, versioned=False)
     both = {"preprocessing_with_label": preprocessing(safe, ["image", "label"])}
     write_yaml(configs / "transforms_validate.yaml", both, versioned=False)
-    train = yaml.safe_load(patch_transforms.read_text(encoding="utf-8"))
+    train = read_yaml(patch_transforms)
     write_yaml(configs / "train.yaml", train_config(safe, network, train), versioned=False)
     write_yaml(configs / "inference.yaml", inference_config(safe, network), versioned=False)
     write_json(configs / "metadata.json", bundle_metadata(safe))

@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from autoseg.errors import nearest
+from autoseg.workspace import parse_yaml
 
 ENSEMBLE_METHODS = ("AlgoEnsembleBestByFold", "AlgoEnsembleBestN", "AlgoEnsembleAll")
 ENSEMBLE_MODES = ("mean", "vote")
@@ -97,7 +100,13 @@ def _algos(value: Any) -> tuple[str, ...]:
 
 
 def _pairs(value: Any) -> tuple[tuple[int, int], ...]:
+    """[[3, 4], [5, 6]], as text too."""
     read = _integer(1)
+    if isinstance(value, str):
+        try:
+            value = parse_yaml(value if value.lstrip().startswith("[") else f"[{value}]")
+        except yaml.YAMLError as error:
+            raise ValueError(f"'{value}' is not a list of pairs of label values") from error
     if not isinstance(value, (list, tuple)):
         raise ValueError(f"{value!r} is not a list of pairs of label values")
     if len(value) == 2 and not any(isinstance(item, (list, tuple)) for item in value):

@@ -42,9 +42,11 @@ class Entry:
 
 
 def kind_of(value: Any) -> str:
+    """What a JSON value is, in a sentence such as "is a list, not a path"."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number"}
     return "empty" if value in ("", None) else names.get(type(value), f"a {type(value).__name__}")
 
 
 def some(numbers: Sequence[int]) -> str:
+    """The first of the numbers, with commas."""
     return ", ".join(map(str, numbers[:SHOWN])) + (", ..." if len(numbers) > SHOWN else "")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose
@@ -55,7 +54,7 @@ class Bundle:
 
     def content(self, file: str, entry: str) -> Any:
         """The object that `entry` of configs/`file` describes, its `@` references filled from the settings."""
-        config = yaml.safe_load((self.root / "configs" / file).read_text(encoding="utf-8"))
+        config = read_yaml(self.root / "configs" / file)
         parser = ConfigParser({**self.settings, **config})
         return parser.get_parsed_content(entry)
 
@@ -94,7 +93,7 @@ class Bundle:
 
     def preprocessing_key(self) -> str:
         """Equal for bundles whose preprocessed cases are the same: folds, and families that agree."""
-        config = yaml.safe_load((self.root / "configs" / "transforms_validate.yaml").read_text(encoding="utf-8"))
+        config = read_yaml(self.root / "configs" / "transforms_validate.yaml")
         text = json.dumps(config, sort_keys=True)
         used = {k: v for k, v in self.settings.items() if f"@{k}" in text}
         used |= {"label_values": self.settings["label_values"], "version": CACHE_VERSION}

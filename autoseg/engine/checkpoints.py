@@ -31,6 +31,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
+    """Set what `random_states` gave; GPU states only where as many GPUs are visible."""
     torch.set_rng_state(states["cpu"])
     if torch.cuda.is_available() and len(states.get("cuda", ())) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from monai.losses import DeepSupervisionLoss, DiceCELoss, DiceFocalLoss
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 Loss = Callable[[list[torch.Tensor], torch.Tensor], torch.Tensor]
 LOSSES = {"dice_ce": DiceCELoss, "dice_focal": DiceFocalLoss}
@@ -57,5 +57,15 @@ def learning_rate(settings: Mapping[str, Any], share: float, step: int, warmup_s
 
 
 def build_average(network: torch.nn.Module, settings: Mapping[str, Any]) -> AveragedModel:
-    """Exponential moving average of the weights."""
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(float(settings["ema_decay"])))
+    """Exponential moving average of the weights, with decay min(ema_decay, (1 + n) / (10 + n)) at update n.
+
+    The first weights, which know nothing, are so forgotten soon (as in TensorFlow's ExponentialMovingAverage).
+    """
+    decay = float(settings["ema_decay"])
+
+    @torch.no_grad()
+    def update(averaged: Any, current: Any, updates: torch.Tensor | int) -> None:
+        n = int(updates)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return AveragedModel(network, multi_avg_fn=update)

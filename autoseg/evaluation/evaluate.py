@@ -7,14 +7,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 
 from autoseg.errors import Fault, Faults, InputError
-from autoseg.evaluation.label_maps import WARN_SHIFT, onto_grid_of, read_label_map
+from autoseg.evaluation.label_maps import WARN_SHIFT, LabelMap, onto_grid_of, read_label_map
 from autoseg.evaluation.matching import Pair, match_folders
-from autoseg.evaluation.metrics import METRICS, evaluate_case, label_values
+from autoseg.evaluation.metrics import ABSENT, evaluate_case, label_values
 from autoseg.evaluation.results import CaseScore, Evaluation, summarize
 from autoseg.records import Case, Event
 
@@ -27,12 +27,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Compared:
-    """What came of one pair: the metrics by label, the values of both files, and how far in voxels they lie apart."""
+    """What came of one pair: its faults, the values of both files (None: not read), the metrics by label where the
+    two could be compared, and how far in voxels they lie apart."""
 
-    metrics: dict[int, dict[str, float]]
-    predicted: frozenset[int]
-    true: frozenset[int]
-    shift: float
+    faults: tuple[Fault, ...] = ()
+    predicted: frozenset[int] | None = None
+    true: frozenset[int] | None = None
+    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
+    shift: float = 0.0
 
 
 def evaluate_folder(
@@ -74,20 +76,17 @@ def evaluate_pairs(
             faults.add("", "pairs", f"case '{case}' is given {times} times")
     faults.raise_if_any()
 
-    compared = _compare_all(pairs, sorted(names), tolerance_mm, workers, notify, faults)
-    in_references = {value for item in compared.values() for value in item.true}
+    compared = _compare_all(pairs, sorted(names), tolerance_mm, workers, notify)
+    for item in compared:
+        faults.extend(item.faults)
     if not names:
-        names = {value: f"class_{value}" for value in sorted(in_references)}
-        for _, path, _ in pairs:
-            _refuse_unknown(path, compared, names, faults)
-        if not names and not faults:
-            faults.add("", "labels", "no reference holds a label: all are empty")
-        faults.raise_if_any()
-    warnings = _warnings(pairs, compared, names, in_references)
+        names = _found_names(pairs, compared, faults)
+    faults.raise_if_any()
+    warnings = _warnings([pair[0] for pair in pairs], compared, names)
     for warning in warnings:
         logger.warning(warning)
         notify(Event("warning", warning))
-    scores = [_score(case, value, compared[str(path)]) for case, path, _ in pairs for value in names]
+    scores = [_score(pair[0], value, item) for pair, item in zip(pairs, compared, strict=True) for value in names]
     return summarize(scores, {str(value): name for value, name in names.items()}, tolerance_mm, warnings)
 
 
@@ -106,86 +105,88 @@ def _names(labels: Labels | None, faults: Faults) -> dict[int, str]:
 
 
 def _compare_all(
-    pairs: Sequence[Pair], values: Sequence[int], tolerance_mm: float, workers: int, notify: Notify, faults: Faults
-) -> dict[str, _Compared]:
-    """By prediction, what came of each pair; raises once all were tried if any cannot be compared."""
-    compared: dict[str, _Compared] = {}
-    failed: dict[str, InputError] = {}
+    pairs: Sequence[Pair], values: Sequence[int], tolerance_mm: float, workers: int, notify: Notify
+) -> list[_Compared]:
+    """What came of each pair, in their order."""
     pool = ThreadPoolExecutor(max(1, min(workers, len(pairs))))
     try:
-        futures = {pool.submit(_compare, str(p), str(r), values, tolerance_mm): str(p) for _, p, r in pairs}
-        for done, future in enumerate(as_completed(futures), 1):
-            try:
-                compared[futures[future]] = future.result()
-            except InputError as error:
-                failed[futures[future]] = error
+        futures = [pool.submit(_compare, str(p), str(r), values, tolerance_mm) for _, p, r in pairs]
+        for done, _ in enumerate(as_completed(futures), 1):
             notify(Event("progress", "evaluation", {"stage": "evaluation", "done": done, "total": len(pairs)}))
+        return [future.result() for future in futures]
     finally:
         pool.shutdown(cancel_futures=True)  # when interrupted, what has not begun is not begun
-    for _, path, _ in pairs:
-        if str(path) in failed:
-            faults.extend(failed[str(path)].faults)
-    faults.raise_if_any()
-    return compared
 
 
 def _compare(prediction_path: str, reference_path: str, values: Sequence[int], tolerance_mm: float) -> _Compared:
-    maps = []
     faults = Faults()
-    for path in (prediction_path, reference_path):
-        try:
-            maps.append(read_label_map(path))
-        except InputError as error:
-            faults.extend(error.faults)
-    faults.raise_if_any()
-    prediction, reference = maps
-    reference, shift = onto_grid_of(prediction, reference)
-    predicted, true = label_values(prediction.data), label_values(reference.data)
-    for path, found in ((prediction_path, predicted), (reference_path, true)):
-        if not values and len(found) > MOST_VALUES:
-            raise InputError([Fault(path, "labels", f"holds {len(found)} different values: is this an image?")])
-    scored = list(values) or sorted({*predicted, *true})
+    prediction, predicted = _read(prediction_path, not values, faults)
+    reference, true = _read(reference_path, not values, faults)
+    if prediction is None or reference is None:
+        return _Compared(tuple(faults.items), predicted, true)
+    try:
+        reference, shift = onto_grid_of(prediction, reference)
+    except InputError as error:
+        return _Compared(error.faults, predicted, true)
+    scored = list(values) or sorted({*(predicted or ()), *(true or ())})
     metrics = evaluate_case(prediction.data, reference.data, reference.spacing, scored, tolerance_mm)
-    by_value = {value: metrics[str(value)] for value in scored}
-    return _Compared(by_value, frozenset(predicted), frozenset(true), shift)
+    return _Compared((), predicted, true, {value: metrics[str(value)] for value in scored}, shift)
 
 
-def _refuse_unknown(path: str, compared: Mapping[str, _Compared], names: Mapping[int, str], faults: Faults) -> None:
-    unknown = sorted(compared[str(path)].predicted - set(names))
-    if unknown:
-        message = f"holds {_list(unknown)}, which no reference holds ({_list(sorted(names)) or 'all are empty'})"
-        faults.add(path, "labels", f"{message}: give the labels to score, or relabel it")
+def _read(path: str, every_value: bool, faults: Faults) -> tuple[LabelMap | None, frozenset[int] | None]:
+    """(label map, its values), or None twice with the fault noted; `every_value`: all of them are to be scored."""
+    try:
+        found = read_label_map(path)
+    except InputError as error:
+        faults.extend(error.faults)
+        return None, None
+    values = label_values(found.data)
+    if every_value and len(values) > MOST_VALUES:
+        faults.add(path, "labels", f"holds {len(values)} different values: is this an image?")
+        return None, None
+    return found, frozenset(values)
 
 
-def _warnings(
-    pairs: Sequence[Pair], compared: Mapping[str, _Compared], names: Mapping[int, str], in_references: set[int]
-) -> list[str]:
+def _found_names(pairs: Sequence[Pair], compared: Sequence[_Compared], faults: Faults) -> dict[int, str]:
+    """The labels of the references; a value that none of them holds is a fault of the prediction that does."""
+    if any(item.true is None for item in compared):
+        return {}  # what that reference holds is not known
+    values = sorted({value for item in compared for value in item.true or ()})
+    for (_, path, _), item in zip(pairs, compared, strict=True):
+        unknown = sorted((item.predicted or frozenset()) - set(values))
+        if unknown:
+            message = f"holds {_list(unknown)}, which no reference holds ({_list(values) or 'all are empty'})"
+            faults.add(path, "labels", f"{message}: give the labels to score, or relabel it")
+    if not values and not faults:
+        faults.add("", "labels", "no reference holds a label: all are empty")
+    return {value: f"class_{value}" for value in values}
+
+
+def _warnings(cases: Sequence[str], compared: Sequence[_Compared], names: Mapping[int, str]) -> list[str]:
     """One sentence a kind, however many cases it concerns."""
     warnings = []
-    strange: dict[str, frozenset[int]] = {}
-    for case, path, _ in pairs:
-        unknown = compared[str(path)].predicted - set(names) - in_references
-        if unknown:
-            strange[case] = unknown
-    if strange:
-        values = sorted({value for found in strange.values() for value in found})
+    predicted = [item.predicted or frozenset() for item in compared]
+    true = {value for item in compared for value in item.true or ()}
+    strange = [values - set(names) - true for values in predicted]
+    if any(strange):
+        values = sorted({value for found in strange for value in found})
+        where = _cases([case for case, found in zip(cases, strange, strict=True) if found])
         warnings.append(
-            f"{_cases(strange)}: predictions hold {_list(values)}, which is neither a label nor in any reference; "
-            "it is taken as background"
+            f"{where}: predictions hold {_list(values)}, neither a label nor in any reference: taken as background"
         )
-    apart = [case for case, path, _ in pairs if compared[str(path)].shift > WARN_SHIFT]
+    apart = [case for case, item in zip(cases, compared, strict=True) if item.shift > WARN_SHIFT]
     if apart:
-        worst = max(compared[str(path)].shift for _, path, _ in pairs)
+        worst = max(item.shift for item in compared)
         warnings.append(f"{_cases(apart)}: affines differ by up to {worst:.2g} of a voxel; taken as one grid")
-    found = {value for item in compared.values() for value in item.predicted | item.true}
+    found = true.union(*predicted)
     nowhere = [f"{value} ({name})" for value, name in names.items() if value not in found]
     if nowhere:
         warnings.append(f"no file holds label {', '.join(nowhere)}: it has no scores")
     return warnings
 
 
-def _cases(names: Sequence[str] | Mapping[str, frozenset[int]]) -> str:
-    shown = ", ".join(list(names)[:3])
+def _cases(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
     return f"{shown} and {len(names) - 3} more cases" if len(names) > 3 else shown
 
 
@@ -195,8 +196,8 @@ def _list(values: Sequence[int]) -> str:
 
 
 def _score(case: str, value: int, item: _Compared) -> CaseScore:
-    there = (value in item.predicted, value in item.true)
+    there = (value in (item.predicted or ()), value in (item.true or ()))
     presence = {(True, True): "both", (False, True): "missed", (True, False): "spurious", (False, False): "absent"}[
         there
     ]
-    return CaseScore(case, value, presence, **item.metrics.get(value, dict.fromkeys(METRICS, math.nan)))
+    return CaseScore(case, value, presence, **item.metrics.get(value, ABSENT))

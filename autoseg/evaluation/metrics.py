@@ -1,9 +1,10 @@
 """Metrics of one case by label: overlaps, surface distances, volumes, and what they are where a mask is empty.
 
-A label absent from prediction and reference ("absent") is NaN in every metric: the case says nothing of it and is
-left out of its means. A label that one of them lacks ("missed" by the prediction, or "spurious" in it) counts: every
-overlap and the surface Dice are 0, and surface distances are the length of the image's diagonal in mm, the furthest
-that two voxels of it can be apart. So a missed structure costs more than a badly drawn one, and means stay finite.
+A label absent from prediction and reference ("absent") is NaN in every metric, and left out of their means, but for
+specificity, which is 1: nothing was marked, rightly. A label that one of them lacks ("missed" by the prediction, or
+"spurious" in it) counts: every other overlap and the surface Dice are 0, and surface distances are the length of the
+image's diagonal in mm, further than two voxels of it can be apart. So a missed structure costs more than a badly drawn
+one, and means stay finite.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ METRICS = (
     "volume_difference",
     "relative_volume_difference",
 )
+ABSENT = {name: 1.0 if name == "specificity" else math.nan for name in METRICS}
 PERCENTILE = 95
 ROUNDING = 1e-6  # mm; a distance that equals the tolerance is within it
 
@@ -73,7 +75,7 @@ def evaluate_case(
     for label in labels:
         box = _union(boxes[0].get(label), boxes[1].get(label))
         if box is None:
-            result[str(label)] = dict.fromkeys(METRICS, math.nan)
+            result[str(label)] = dict(ABSENT)
             continue
         a, b = prediction[box] == label, reference[box] == label
         scores = _overlaps(a, b, reference.size) | _volumes(a, b, volume_ml)

@@ -129,7 +129,7 @@ def run(
         if dry_run or config.train is False:
             return RunResult(session.workspace.root, labels=datalist.labels, seconds=time.monotonic() - started)
         results = training.train(session, bundles, datalist)
-        failed = training.report_failures(session, results)
+        failed = training.failures(results)
         board = training.write_leaderboard(session, results, bundles)
         folds = read_json(session.workspace.cross_validation_json)["families"]
         result = RunResult(session.workspace.root, board, cross_validation=folds, failed=failed, labels=datalist.labels)
@@ -190,7 +190,7 @@ def predict(
     cases = predicting.input_cases(input, int(settings["input_channels"]))
     target = Workspace(output)
     target.create()
-    config = load_config(None, work_dir=str(workspace.root))
+    config = load_config(None, check_paths=False, work_dir=str(workspace.root))
     with open_session(config, notify) as session:
         made, _ = predicting.predict_cases(
             session, names, cases, lambda case: target.root / f"{case.id}.nii.gz", "predict_new"

@@ -136,7 +136,7 @@ def write_bundles(session: Session, datalist: Datalist, plans: Mapping[str, Plan
     workspace = session.workspace
     bundles = []
     for name, folder in find_templates(session.config.algos, session.config.templates_path_or_url).items():
-        if plans[name].skip:
+        if plans[name].skip and session.config.allow_skip:
             session.notify(Event("warning", f"{name} is left out: {plans[name].skip}"))
             continue
         home = workspace.templates / name

@@ -14,8 +14,8 @@ from autoseg._version import __version__
 from autoseg.errors import NoResultError
 from autoseg.execution import LocalExecutor, Scheduler
 from autoseg.pipeline.session import Session
-from autoseg.records import Case, Datalist, Event, Job, JobResult, LeaderboardEntry, Resources
-from autoseg.workspace import read_json, write_json
+from autoseg.records import Case, Datalist, Job, JobResult, LeaderboardEntry, Resources
+from autoseg.workspace import atomic_file, read_json, write_json
 
 
 def fingerprint(*parts: Any) -> str:
@@ -120,6 +120,8 @@ def write_leaderboard(
                 seconds=float(scores.get("seconds", 0.0)),
             )
         )
+        if not math.isnan(entries[-1].mean_dice):
+            _tell_monai(bundle / "algo_object.json", entries[-1].mean_dice)
     entries.sort(key=lambda e: (math.isnan(e.mean_dice), -e.mean_dice if not math.isnan(e.mean_dice) else 0, e.name))
     write_json(session.workspace.leaderboard_json, {"entries": entries})
     write_json(
@@ -127,6 +129,12 @@ def write_leaderboard(
         {"families": {algo: cross_validation(rows) for algo, rows in cases.items()}},
     )
     return tuple(entries)
+
+
+def _tell_monai(path: Path, mean_dice: float) -> None:
+    """Add the score to algo_object.json, by which MONAI's AutoRunner and ensembles know that a bundle is trained."""
+    with atomic_file(path) as file:
+        json.dump({**json.loads(path.read_text("utf-8")), "best_metric": mean_dice}, file)
 
 
 def cross_validation(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -147,9 +155,6 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def report_failures(session: Session, results: dict[str, JobResult]) -> tuple[JobResult, ...]:
-    """The jobs that did not end well, each said once."""
-    failed = tuple(r for r in results.values() if r.status not in ("done", "kept"))
-    for result in failed:
-        session.notify(Event("warning", f"{result.id} {result.status}; the run goes on without it"))
-    return failed
+def failures(results: dict[str, JobResult]) -> tuple[JobResult, ...]:
+    """The jobs that did not end well; each was named when it failed."""
+    return tuple(result for result in results.values() if result.status != "done")

@@ -1,0 +1,218 @@
+"""Whole runs on generated data: the files, the scores, the second time, the faults."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from autoseg.config import RunConfig, load_config
+from autoseg.demo import make_demo_data
+from autoseg.errors import InputError, NoResultError
+from autoseg.pipeline import RunResult, check, evaluate, predict, run, status
+from autoseg.records import Event
+from autoseg.workspace import Workspace
+
+TINY = {"init_filters": 8, "blocks_down": [1, 1, 1], "dsdepth": 2, "roi_size": [32, 32, 24], "num_iterations": 60}
+
+
+def configure(work_dir: Path, datalist: Path, **changes: Any) -> RunConfig:
+    settings = {**TINY, **changes.pop("settings", {})}
+    return load_config(
+        None, work_dir=str(work_dir), datalist=str(datalist), modality="MRI", num_fold=2, settings=settings, **changes
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, RunResult, list[Event]]:
+    """One whole run of two folds, shared by the tests that look at it."""
+    folder = tmp_path_factory.mktemp("Lauf é 1")
+    datalist = make_demo_data(folder / "the data", training=8, testing=2, shape=(32, 32, 24))
+    config = configure(folder / "work dir", datalist)
+    events: list[Event] = []
+    return config, run(config, events.append), events
+
+
+def test_a_run_ends_with_scores_that_were_earned(finished: tuple[RunConfig, RunResult, list[Event]]) -> None:
+    config, result, _ = finished
+    assert result.exit_code == 0
+    assert result.members == ("segresnet_0", "segresnet_1")
+    assert result.evaluation is not None
+    assert result.evaluation.mean_dice > 0.5
+    assert result.evaluation.dice["1"].mean > 0.75
+    again = evaluate_by_hand(config, result)
+    assert result.evaluation.dice["1"].mean == pytest.approx(again, abs=1e-6)
+    assert result.cross_validation["segresnet"]["n_cases"] == 8
+
+
+def evaluate_by_hand(config: RunConfig, result: RunResult) -> float:
+    """Dice of label 1 over the testing cases, from the files alone."""
+    scores = []
+    for entry in json.loads(Path(config.datalist).read_text())["testing"]:
+        case = Path(entry["image"]).name.removesuffix(".nii.gz")
+        a = np.asanyarray(nib.load(result.predictions[case]).dataobj) == 1  # type: ignore[attr-defined]
+        b = np.asanyarray(nib.load(Path(config.datalist).parent / entry["label"]).dataobj) == 1  # type: ignore[attr-defined]
+        scores.append(2 * (a & b).sum() / (a.sum() + b.sum()))
+    return float(np.mean(scores))
+
+
+def test_the_files_of_a_run(finished: tuple[RunConfig, RunResult, list[Event]]) -> None:
+    config, result, _ = finished
+    root = Path(config.work_dir)
+    for name in ("input.yaml", "datalist.json", "datastats.yaml", "datastats_by_case.yaml", "plan.json"):
+        assert (root / name).is_file(), name
+    for name in ("leaderboard.json", "evaluation.json", "evaluation.csv", "events.jsonl", "algorithm_templates"):
+        assert (root / name).exists(), name
+    for bundle in ("segresnet_0", "segresnet_1"):
+        for name in ("models/model.pt", "models/model_final.pt", "progress.yaml", "metrics.jsonl", "training.log"):
+            assert (root / bundle / name).is_file(), name
+        assert (root / bundle / "algo_object.json").is_file()
+        assert json.loads((root / "jobs" / bundle / "result.json").read_text())["status"] == "done"
+    plan = json.loads((root / "plan.json").read_text())["families"]["segresnet"]["settings"]
+    assert plan["roi_size"] == {"value": [32, 32, 24], "reason": "set by the user"}
+    board = json.loads((root / "leaderboard.json").read_text())
+    assert [set(e) for e in board["entries"]] == [
+        {"algo", "fold", "status", "mean_dice", "dice", "steps", "seconds"}
+    ] * 2
+    assert all(path.name.endswith("_ensemble.nii.gz") for path in result.predictions.values())
+    assert not list(root.rglob("*.tmp"))
+
+
+def test_validation_folds_are_disjoint_and_scored_by_the_network_that_did_not_see_them(
+    finished: tuple[RunConfig, RunResult, list[Event]],
+) -> None:
+    root = Path(finished[0].work_dir)
+    folds = {e["image"]: e["fold"] for e in json.loads((root / "datalist.json").read_text())["training"]}
+    for fold in (0, 1):
+        scored = {row["case"] for row in json.loads((root / f"segresnet_{fold}" / "scores.json").read_text())["cases"]}
+        assert scored == {Path(p).name.removesuffix(".nii.gz") for p, f in folds.items() if f == fold}
+        assert {p.name for p in (root / f"segresnet_{fold}" / "validation").iterdir()} == {
+            f"{c}.nii.gz" for c in scored
+        }
+
+
+def test_the_same_command_again_trains_nothing(finished: tuple[RunConfig, RunResult, list[Event]]) -> None:
+    config, before, _ = finished
+    stamp = (Path(config.work_dir) / "segresnet_0" / "models" / "model.pt").stat().st_mtime_ns
+    started = time.monotonic()
+    again = run(config)
+    assert (Path(config.work_dir) / "segresnet_0" / "models" / "model.pt").stat().st_mtime_ns == stamp
+    assert again.leaderboard == before.leaderboard
+    assert time.monotonic() - started < 30
+
+
+def test_monai_reads_the_history(finished: tuple[RunConfig, RunResult, list[Event]]) -> None:
+    from monai.apps.auto3dseg import import_bundle_algo_history
+
+    history = import_bundle_algo_history(finished[0].work_dir, only_trained=True)
+    assert sorted(entry["identifier"] for entry in history) == ["segresnet_0", "segresnet_1"]
+    scores = {entry["identifier"]: entry["identifier"] and entry["algo_instance"].get_score() for entry in history}
+    assert all(0 < score <= 1 for score in scores.values())
+
+
+def test_prediction_of_new_data_equals_the_run_s_own(
+    finished: tuple[RunConfig, RunResult, list[Event]], odd_path: Path
+) -> None:
+    config, result, _ = finished
+    images = Path(config.datalist).parent / json.loads(Path(config.datalist).read_text())["testing"][0]["image"]
+    made = predict(config.work_dir, images, odd_path / "out put")
+    (case, path) = next(iter(made.items()))
+    assert path == odd_path / "out put" / f"{case}.nii.gz"
+    one, other = (np.asanyarray(nib.load(p).dataobj) for p in (path, result.predictions[case]))  # type: ignore[attr-defined]
+    assert (one == other).all()
+    scored = evaluate(odd_path / "out put", odd_path / "out put", odd_path / "e.json")
+    assert scored.mean_dice == 1.0
+
+
+def test_status_tells_jobs_and_members(finished: tuple[RunConfig, RunResult, list[Event]]) -> None:
+    found = status(finished[0].work_dir)
+    assert found["jobs"]["segresnet_0"]["status"] == "done"
+    assert found["members"] == ["segresnet_0", "segresnet_1"]
+
+
+def test_events_tell_the_story(finished: tuple[RunConfig, RunResult, list[Event]]) -> None:
+    config, _, events = finished
+    kinds = [event.kind for event in events]
+    assert {"stage", "job_started", "job_done", "jobs", "progress", "result"} <= set(kinds)
+    logged = [json.loads(line)["kind"] for line in Workspace(config.work_dir).events_jsonl.read_text().splitlines()]
+    assert "job_done" in logged
+    assert "progress" not in logged
+
+
+def test_a_job_that_fails_leaves_a_valid_result(odd_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fold 1's bundle is broken after it is written: fold 0 alone makes the ensemble, and the exit code says 3."""
+    from autoseg.pipeline import training
+
+    datalist = make_demo_data(odd_path / "data", training=6, testing=1, shape=(24, 24, 20))
+    config = configure(odd_path / "w", datalist, settings={"num_iterations": 3, "roi_size": [16, 16, 16]})
+    original = training.training_jobs
+
+    def sabotage(*given: Any) -> Any:
+        jobs = original(*given)
+        (Path(config.work_dir) / "segresnet_1" / "configs" / "network.yaml").write_text("network_def: {_target_: Nope}")
+        return jobs
+
+    monkeypatch.setattr(training, "training_jobs", sabotage)
+    result = run(config)
+    assert result.exit_code == 3
+    assert result.members == ("segresnet_0",)
+    assert [job.id for job in result.failed] == ["segresnet_1"]
+    assert "Nope" in str(result.failed[0].error)
+
+
+def test_all_jobs_failing_is_no_result(odd_path: Path) -> None:
+    datalist = make_demo_data(odd_path / "data", training=4, testing=1, shape=(24, 24, 20))
+    config = configure(odd_path / "w", datalist, settings={"roi_size": [7, 7, 7]})  # not a multiple of the stride
+    with pytest.raises(NoResultError, match="no training ended well"):
+        run(config)
+
+
+def test_train_on_all_has_no_score_and_predicts(odd_path: Path) -> None:
+    datalist = make_demo_data(odd_path / "data", training=4, testing=1, shape=(24, 24, 20))
+    config = load_config(
+        None,
+        work_dir=str(odd_path / "w"),
+        datalist=str(datalist),
+        modality="MRI",
+        train_on_all=True,
+        settings={**TINY, "num_iterations": 3, "roi_size": [16, 16, 16]},
+    )
+    result = run(config)
+    assert len(result.leaderboard) == 1
+    assert math.isnan(result.leaderboard[0].mean_dice)
+    assert result.evaluation is not None
+
+
+def test_bad_input_is_refused_at_once_and_touches_nothing(odd_path: Path) -> None:
+    datalist = make_demo_data(odd_path / "data", training=4, testing=1, shape=(24, 24, 20))
+    config = configure(odd_path / "w", datalist, settings={"learnin_rate": 1.0})
+    with pytest.raises(InputError, match="learning_rate"):
+        run(config)
+    assert not (odd_path / "w").exists()
+
+
+def test_faults_of_the_images_stop_a_run_before_training(odd_path: Path) -> None:
+    datalist = make_demo_data(odd_path / "data", training=4, testing=1, shape=(24, 24, 20))
+    entries = json.loads(datalist.read_text())["training"]
+    for entry in entries[:2]:
+        path = datalist.parent / entry["image"]
+        path.write_bytes(path.read_bytes()[:200])
+    config = configure(odd_path / "w", datalist)
+    for call in (check, run):
+        with pytest.raises(InputError) as caught:
+            call(config)
+        assert len(caught.value.faults) == 2
+    assert not list((odd_path / "w").glob("segresnet*"))
+
+
+def test_a_work_dir_in_use_is_refused_with_who_holds_it(odd_path: Path) -> None:
+    datalist = make_demo_data(odd_path / "data", training=4, testing=1, shape=(24, 24, 20))
+    config = configure(odd_path / "w", datalist)
+    with Workspace(config.work_dir).lock(), pytest.raises(InputError, match="in use by process"):
+        run(config)
