@@ -51,7 +51,7 @@ def main() -> int:
         print("no testing cases were evaluated", file=sys.stderr)
         return 1
     by_label = ", ".join(f"{result.labels[int(k)]} {v.mean:.4f}" for k, v in evaluation.dice.items())
-    tested = len({row["case"] for row in evaluation.cases})
+    tested = len({row.case for row in evaluation.cases})
     minutes = (time.monotonic() - started) / 60
     print(
         f"testing ({tested} cases, {len(result.members)} networks): mean Dice {evaluation.mean_dice:.4f} ({by_label})"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +15,7 @@ from autoseg.bundles import writer
 from autoseg.bundles.templates import template_settings
 from autoseg.datalist import load_datalist
 from autoseg.devices import detect_devices
+from autoseg.errors import Fault, InputError
 from autoseg.planning import Machine, Plan, Statistics, read_statistics
 from autoseg.planning.plan import mirror_axes
 from autoseg.records import Datalist
@@ -89,3 +92,25 @@ class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
     def state_dict(self) -> dict[str, Any]:
         """MONAI's state and the fold: OptunaGen generates again without saying it."""
         return {**super().state_dict(), "fold": self.fold}
+
+
+def load_algo(name: str, folder: Path) -> TemplateAlgo:
+    """An instance of `<Name>Algo` from `<folder>/scripts/algo.py`, named as MONAI's contract names it.
+
+    The module is imported as `<name>.scripts.algo`, for that is what `algo_object.json` holds and MONAI imports.
+    """
+    for module in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
+        del sys.modules[module]
+    sys.path.insert(0, str(folder.parent))
+    try:
+        importlib.invalidate_caches()
+        module_object = importlib.import_module(f"{name}.scripts.algo")
+        algo: TemplateAlgo = getattr(module_object, f"{name.capitalize()}Algo")(template_path=str(folder.parent))
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise InputError(
+            [Fault(str(folder / "scripts" / "algo.py"), name.capitalize() + "Algo", str(error))]
+        ) from error
+    finally:
+        sys.path.remove(str(folder.parent))
+    algo.name = name
+    return algo

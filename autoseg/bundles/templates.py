@@ -1,18 +1,13 @@
-"""Find algorithm templates and load their Algo class. A template is a folder with `scripts/algo.py`."""
+"""Find algorithm templates and read what they can be told. A template is a folder with `scripts/algo.py`."""
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import autoseg
 from autoseg.errors import Fault, InputError, nearest
 from autoseg.workspace import parse_yaml
-
-if TYPE_CHECKING:
-    from autoseg.bundles.algo import TemplateAlgo
 
 SKELETON = Path(__file__).resolve().parent / "skeleton"
 
@@ -55,25 +50,3 @@ def template_settings(folder: Path) -> dict[str, Any]:
     """Every hyper-parameter of a family with its default: the shared ones and its own."""
     own = parse_yaml((folder / "configs" / "hyper_parameters.yaml").read_text("utf-8"))
     return {**skeleton_settings(), **(own or {})}
-
-
-def load_algo(name: str, folder: Path) -> TemplateAlgo:
-    """An instance of `<Name>Algo` from `<folder>/scripts/algo.py`, named as MONAI's contract names it.
-
-    The module is imported as `<name>.scripts.algo`, for that is what `algo_object.json` holds and MONAI imports.
-    """
-    for module in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
-        del sys.modules[module]
-    sys.path.insert(0, str(folder.parent))
-    try:
-        importlib.invalidate_caches()
-        module_object = importlib.import_module(f"{name}.scripts.algo")
-        algo: TemplateAlgo = getattr(module_object, f"{name.capitalize()}Algo")(template_path=str(folder.parent))
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise InputError(
-            [Fault(str(folder / "scripts" / "algo.py"), name.capitalize() + "Algo", str(error))]
-        ) from error
-    finally:
-        sys.path.remove(str(folder.parent))
-    algo.name = name
-    return algo

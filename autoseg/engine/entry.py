@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import torch
 from monai.data import MetaTensor
 
@@ -20,9 +18,8 @@ from autoseg.devices import torch_device
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.predictor import Predictor
 from autoseg.engine.trainer import Trainer
-from autoseg.engine.validation import summarize_dice
 from autoseg.errors import AutosegError
-from autoseg.evaluation import dice_by_label
+from autoseg.evaluation import dice_by_label, mean_dice, mean_dice_by_label, onto_grid_of, read_label_map
 from autoseg.records import Case
 from autoseg.workspace import write_json
 
@@ -68,12 +65,15 @@ def score_validation(bundle: Bundle, facts: Mapping[str, Any]) -> None:
     scores = []
     predictor = Predictor([bundle], torch_device())
     for case in (c for c in cases if c.label):
-        prediction = predictor.write(case, bundle.root / "validation" / f"{case.id}.nii.gz")
-        reference = np.rint(np.asanyarray(nib.load(str(case.label)).dataobj)).astype(np.int64)
-        scores.append(dice_by_label(prediction, reference.reshape(prediction.shape), values))
+        path = bundle.root / "validation" / f"{case.id}.nii.gz"
+        predictor.write(case, path)
+        prediction = read_label_map(path)
+        reference, _ = onto_grid_of(prediction, read_label_map(str(case.label)))
+        scores.append(dice_by_label(prediction.data, reference.data, values))
         rows += [{"case": case.id, "label": int(k), "dice": v} for k, v in scores[-1].items()]
-    dice, mean = summarize_dice(scores)
-    write_json(bundle.root / "scores.json", {"mean_dice": mean, "dice": dice, "cases": rows, **facts})
+    mean = mean_dice(scores)
+    found = {"mean_dice": mean, "dice": mean_dice_by_label(scores), "cases": rows}
+    write_json(bundle.root / "scores.json", {**found, **facts})
     logger.info("validation at the original geometry: %d cases, mean Dice %.4f", len(scores), mean)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from monai.inferers import sliding_window_inference
 
 from autoseg.engine.cache import CachedCase
-from autoseg.evaluation import dice_by_label
+from autoseg.evaluation import dice_by_label, mean_dice, mean_dice_by_label
 
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 
@@ -40,18 +39,6 @@ def validate_cached(
                 mode="gaussian",
             )
         indices = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
-        scores.append(dice_by_label(indices, np.asarray(case.label), list(range(1, len(values)))))
-    return summarize_dice(scores, {str(i): str(v) for i, v in enumerate(values)})
-
-
-def summarize_dice(
-    scores: Sequence[Mapping[str, float]], names: Mapping[str, str] | None = None
-) -> tuple[dict[str, float], float]:
-    """Means over cases by label, then over labels; NaN (absent from both) is left out. `names` renames the labels."""
-    labels = sorted({label for score in scores for label in score}, key=int)
-    dice = {}
-    for label in labels:
-        present = [s[label] for s in scores if label in s and not math.isnan(s[label])]
-        dice[(names or {}).get(label, label)] = sum(present) / len(present) if present else math.nan
-    known = [value for value in dice.values() if not math.isnan(value)]
-    return dice, sum(known) / len(known) if known else math.nan
+        found = dice_by_label(indices, np.asarray(case.label), list(range(1, len(values))))
+        scores.append({str(values[int(index)]): value for index, value in found.items()})
+    return mean_dice_by_label(scores), mean_dice(scores)

@@ -1,7 +1,7 @@
 """Evaluation: metrics by case and label, their means with intervals, and the files that hold them."""
 
 from autoseg.evaluation.evaluate import evaluate_folder, evaluate_pairs
-from autoseg.evaluation.label_maps import LabelMap, read_label_map
+from autoseg.evaluation.label_maps import LabelMap, onto_grid_of, read_label_map
 from autoseg.evaluation.matching import Pair, match_folders
 from autoseg.evaluation.metrics import METRICS, dice_by_label, evaluate_case
 from autoseg.evaluation.results import CaseScore, Evaluation, read_evaluation, summarize, write_evaluation
@@ -22,6 +22,7 @@ __all__ = [
     "match_folders",
     "mean_dice",
     "mean_dice_by_label",
+    "onto_grid_of",
     "read_evaluation",
     "read_label_map",
     "summarize",

@@ -64,7 +64,7 @@ class RunResult:
 
 def check(config: RunConfig, notify: Notify | None = None) -> CheckResult:
     """Read every file once; raises InputError with all faults, returns the warnings. Writes nothing."""
-    prepare.check_settings(config)
+    prepare.refuse_bad_input(config)
     _, _, checked = prepare.examine_data(config, detect_devices().cores, None, notify or silent)
     if checked.faults:
         raise InputError(checked.faults)
@@ -73,8 +73,7 @@ def check(config: RunConfig, notify: Notify | None = None) -> CheckResult:
 
 def analyze(config: RunConfig, notify: Notify | None = None) -> Path:
     """Check and analyse; returns the path of datastats.yaml."""
-    prepare.check_settings(config)
-    prepare.read_datalist(config)
+    prepare.refuse_bad_input(config)
     with open_session(config, notify) as session:
         prepare.analyse(session)
         return Path(session.workspace.datastats_yaml)
@@ -82,8 +81,7 @@ def analyze(config: RunConfig, notify: Notify | None = None) -> Path:
 
 def generate(config: RunConfig, notify: Notify | None = None) -> list[Path]:
     """Analyse, plan and write the bundles; returns their folders."""
-    prepare.check_settings(config)
-    prepare.read_datalist(config)
+    prepare.refuse_bad_input(config)
     with open_session(config, notify) as session:
         return _generate(session)[1]
 
@@ -120,8 +118,7 @@ def run(
     NoResultError (nothing valid came out).
     """
     started = time.monotonic()
-    prepare.check_settings(config)
-    prepare.read_datalist(config)  # every fault of the datalist before the work_dir is touched
+    prepare.refuse_bad_input(config)
     with open_session(config, notify) as session:
         from autoseg.pipeline import predicting, training
 
@@ -233,4 +230,6 @@ def status(work_dir: str | Path) -> dict[str, Any]:
         jobs[folder.name] = read_json(record) if record.exists() else {"status": "not finished"}
     board = read_json(workspace.leaderboard_json)["entries"] if workspace.leaderboard_json.exists() else []
     members = read_json(workspace.ensemble_json)["members"] if workspace.ensemble_json.exists() else []
-    return {"work_dir": str(workspace.root), "jobs": jobs, "leaderboard": board, "members": members}
+    labels = read_json(workspace.datalist_json)["labels"] if workspace.datalist_json.exists() else {}
+    found = {"jobs": jobs, "leaderboard": board, "members": members, "labels": labels}
+    return {"work_dir": str(workspace.root), **found}

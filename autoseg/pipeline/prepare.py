@@ -31,8 +31,19 @@ def read_datalist(config: RunConfig) -> Datalist:
     )
 
 
+def refuse_bad_input(config: RunConfig) -> None:
+    """Families, settings and datalist: all their faults at once, before the work_dir is touched. Loads no torch."""
+    faults = Faults()
+    for part in (check_settings, read_datalist):
+        try:
+            part(config)
+        except InputError as error:
+            faults.extend(error.faults)
+    faults.raise_if_any()
+
+
 def check_settings(config: RunConfig) -> None:
-    """Families, their settings' names: refused before any image is read. Loads no torch."""
+    """The families are there and know the hyper-parameters that are set for them."""
     from autoseg.bundles.templates import find_templates, template_settings
 
     folders = find_templates(config.algos, config.templates_path_or_url)

@@ -191,9 +191,13 @@ def test_train_on_all_has_no_score_and_predicts(odd_path: Path) -> None:
 
 def test_bad_input_is_refused_at_once_and_touches_nothing(odd_path: Path) -> None:
     datalist = make_demo_data(odd_path / "data", training=4, testing=1, shape=(24, 24, 20))
+    plain = json.loads(datalist.read_text())
+    plain["training"][0]["image"] = "nowhere.nii.gz"
+    datalist.write_text(json.dumps(plain))
     config = configure(odd_path / "w", datalist, settings={"learnin_rate": 1.0})
-    with pytest.raises(InputError, match="learning_rate"):
+    with pytest.raises(InputError, match="learning_rate") as caught:
         run(config)
+    assert "nowhere.nii.gz" in str(caught.value)
     assert not (odd_path / "w").exists()
 
 

@@ -1,0 +1,64 @@
+"""The scripts of a bundle keep Auto3DSeg's contract."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import torch
+
+from autoseg.engine.bundle import Bundle
+from autoseg.engine.entry import fold_cases, score_validation
+from autoseg.engine.trainer import Trainer
+
+MakeBundle = Callable[..., Path]
+
+
+def test_train_py_runs_from_anywhere_with_overrides_and_refuses_unknown_ones(make_bundle: MakeBundle) -> None:
+    root = make_bundle()
+    configs = ",".join(str(p) for p in sorted((root / "configs").iterdir()))
+    command = [sys.executable, str(root / "scripts" / "train.py"), "run", f"--config_file={configs}"]
+    refused = subprocess.run([*command, "--num_iteration=2"], cwd="/", capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "num_iterations" in refused.stdout
+    assert not (root / "models" / "model.pt").exists()
+    done = subprocess.run([*command, "--num_iterations=2"], cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    scores = json.loads((root / "scores.json").read_text())
+    assert scores["steps"] == 2
+    assert {row["case"] for row in scores["cases"]} == {
+        Path(c["image"][0]).name[:-7] for c in fold_cases(str(root), "validation")
+    }
+    assert "mean Dice" in (root / "training.log").read_text()
+
+
+def test_infer_class_gives_probabilities_on_the_image_s_grid(make_bundle: MakeBundle) -> None:
+    root = make_bundle(num_iterations=1)
+    Trainer(Bundle.load(root)).run()
+    spec = importlib.util.spec_from_file_location("InferClass", root / "scripts" / "infer.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    inferer = module.InferClass([str(root / "configs" / "network.yaml")], rank=0, image_save_func=None)
+    case = Bundle.load(root).datalist().testing[0]
+    for given in (case.image[0], {"image": case.image[0], "label": case.label}):
+        found = inferer.infer(given)
+        assert found.shape == (3, *nib.load(case.image[0]).shape)  # type: ignore[attr-defined]
+        assert torch.allclose(found.sum(0), torch.ones(found.shape[1:]), atol=5e-3)
+        assert found.meta["filename_or_obj"] == case.image[0]
+
+
+def test_scores_are_of_the_validation_fold_alone(make_bundle: MakeBundle) -> None:
+    root = make_bundle(fold=1, num_iterations=1)
+    bundle = Bundle.load(root)
+    Trainer(bundle).run()
+    score_validation(bundle, {})
+    rows = json.loads((root / "scores.json").read_text())["cases"]
+    assert {row["case"] for row in rows} == {case.id for case in bundle.cases()[1]}
+    assert not {row["case"] for row in rows} & {case.id for case in bundle.cases()[0]}

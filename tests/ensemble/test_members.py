@@ -1,0 +1,92 @@
+"""Who is a member: best by fold, best N, all; and who is left out, with which word."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+
+from autoseg.ensemble import METHODS, choose_members
+from autoseg.errors import InputError
+from autoseg.records import LeaderboardEntry
+
+
+def entry(name: str, dice: float, status: str = "done") -> LeaderboardEntry:
+    algo, fold = name.rsplit("_", 1)
+    return LeaderboardEntry(algo, int(fold), status, dice, {} if math.isnan(dice) else {"1": dice})
+
+
+BOARD = [entry("a_0", 0.8), entry("a_1", 0.6), entry("b_0", 0.7), entry("b_1", 0.9), entry("b_2", 0.75)]
+
+
+def names(members: list[LeaderboardEntry]) -> list[str]:
+    return [member.name for member in members]
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("AlgoEnsembleBestByFold", ["a_0", "b_1", "b_2"]),
+        ("AlgoEnsembleBestN", ["b_1", "a_0"]),
+        ("AlgoEnsembleAll", ["a_0", "a_1", "b_0", "b_1", "b_2"]),
+    ],
+)
+def test_methods(method: str, expected: list[str]) -> None:
+    members, left_out = choose_members(BOARD, method, n_best=2)
+    assert (names(members), left_out) == (expected, [])
+
+
+def test_best_by_fold_is_the_default_and_ties_do_not_depend_on_the_order() -> None:
+    tied = [entry("b_0", 0.5), entry("a_0", 0.5), entry("a_1", 0.5)]
+    assert names(choose_members(tied)[0]) == names(choose_members(tied[::-1])[0]) == ["a_0", "a_1"]
+
+
+def test_fewer_than_n_are_all() -> None:
+    assert len(choose_members(BOARD, "AlgoEnsembleBestN", n_best=9)[0]) == 5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_failed_nan_and_collapsed_folds_are_left_out_with_a_word(method: str) -> None:
+    bad = [
+        entry("c_0", math.nan),
+        entry("c_1", 0.02),
+        entry("c_2", 0.5),
+        entry("c_3", 0.55),
+        entry("d_0", 0.95, "failed"),
+    ]
+    members, left_out = choose_members([*BOARD, *bad], method, n_best=20)
+    assert not {"c_0", "c_1", "d_0"} & set(names(members))
+    reasons = dict(left_out)
+    assert set(reasons) == {"c_0", "c_1", "d_0"}
+    assert "not a number" in reasons["c_0"]
+    assert "collapsed" in reasons["c_1"] and "0.020" in reasons["c_1"] and "0.525" in reasons["c_1"]
+    assert "failed" in reasons["d_0"]
+
+
+def test_where_nothing_is_learnt_well_nothing_has_collapsed() -> None:
+    hard = [entry("a_0", 0.05), entry("a_1", 0.2), entry("a_2", 0.25)]
+    assert choose_members(hard, "AlgoEnsembleAll") == (hard, [])
+    assert choose_members([entry("a_0", 0.05), entry("b_1", 0.9)], "AlgoEnsembleAll")[1] == []  # another family
+
+
+def test_networks_without_validation_are_members_only_where_said() -> None:
+    blind = [entry("a_0", math.nan), entry("b_0", math.nan)]
+    assert names(choose_members(blind)[0]) == []
+    for method in METHODS:
+        assert names(choose_members(blind, method, unvalidated_ok=True)[0]) == ["a_0", "b_0"]
+    diverged = LeaderboardEntry("a", 0, "done", math.nan, {"1": math.nan})
+    assert choose_members([diverged], unvalidated_ok=True)[0] == []
+
+
+def test_bad_words_are_refused() -> None:
+    with pytest.raises(InputError, match="did you mean 'AlgoEnsembleBestN'"):
+        choose_members(BOARD, "EnsembleBestN")
+    with pytest.raises(InputError, match="n_best"):
+        choose_members(BOARD, "AlgoEnsembleBestN", n_best=0)
+
+
+def test_choosing_loads_no_torch() -> None:
+    code = "import sys, autoseg.ensemble; sys.exit('torch' in sys.modules or 'monai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
