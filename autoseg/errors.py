@@ -30,12 +30,16 @@ class AutosegError(Exception):
 
 
 class InputError(AutosegError):
-    """What was given is wrong. Holds every fault found, not only the first."""
+    """What was given is wrong. Holds every fault found, not only the first.
+
+    `partial` is what could be read all the same (a configuration, say), so that later checks can add their faults.
+    """
 
     exit_code = 2
 
-    def __init__(self, faults: Iterable[Fault]):
+    def __init__(self, faults: Iterable[Fault], partial: object = None):
         self.faults = tuple(faults)
+        self.partial = partial
         super().__init__("\n".join(str(fault) for fault in self.faults))
 
 

@@ -20,7 +20,7 @@ from autoseg.pipeline import run
 from autoseg.report.screen import Screen
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "datasets" / "Task04_Hippocampus"
-RESERVED = 3.5  # minutes for analysis, preprocessing, prediction and evaluation
+RESERVED = 2.0  # minutes for analysis, preprocessing, prediction and evaluation
 
 
 def main() -> int:

@@ -92,13 +92,25 @@ def configuration(
     not_use_cache: do everything anew, whatever the work_dir holds
     """
     flags = {name: value for name, value in locals().items() if name not in ("set", "input")}
-    from autoseg.config import load_config, parse_settings
+    from autoseg.config import parse_settings
 
     settings, family_settings = parse_settings(set or [])
     source: Any = input
     if input is not None and input.lstrip().startswith("{"):
         source = read_object("--input", input)
-    return load_config(source, **flags, settings=settings or None, family_settings=family_settings or None)
+    return _load(source, **flags, settings=settings or None, family_settings=family_settings or None)
+
+
+def _load(source: Any, **flags: Any) -> RunConfig:
+    """The configuration; where it has faults, those that later checks would find are said with them."""
+    from autoseg.config import load_config
+
+    try:
+        return load_config(source, **flags)
+    except InputError as error:
+        from autoseg.pipeline.prepare import with_later_faults
+
+        raise with_later_faults(error) from None
 
 
 def run(*, dry_run: bool = False, **flags: Any) -> int:

@@ -63,9 +63,12 @@ def load_config(
     _check_modality(values, origins, faults)
     if values.get("train_on_all") and values.get("num_fold", 1) > 1:
         faults.add(origins["num_fold"], "num_fold", "training on all cases has no folds: leave it out")
-    faults.raise_if_any()
     known = {f.name: values[f.name] for f in dataclasses.fields(RunConfig) if f.name in values}
-    return RunConfig(**{**known, "settings": settings, "family_settings": family_settings})
+    complete = {"datalist", "dataroot", "modality", "work_dir"} <= known.keys()
+    config = RunConfig(**{**known, "settings": settings, "family_settings": family_settings}) if complete else None
+    if faults or config is None:
+        raise InputError(faults.items, partial=config)
+    return config
 
 
 def _default_source(source: Any, flags: Mapping[str, Any]) -> Any:

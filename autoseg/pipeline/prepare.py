@@ -42,14 +42,30 @@ def refuse_bad_input(config: RunConfig) -> None:
     faults.raise_if_any()
 
 
+def with_later_faults(error: InputError) -> InputError:
+    """A configuration's faults and, as far as it could be read, those of families, settings and datalist."""
+    if not isinstance(error.partial, RunConfig):
+        return error
+    try:
+        refuse_bad_input(error.partial)
+    except InputError as later:
+        known = {fault.field for fault in error.faults}
+        return InputError([*error.faults, *(f for f in later.faults if f.field not in known)])
+    return error
+
+
 def check_settings(config: RunConfig) -> None:
     """The families are there and know the hyper-parameters that are set for them."""
-    from autoseg.bundles.templates import find_templates, template_settings
+    from autoseg.bundles.templates import available_templates, find_templates, template_settings
 
-    folders = find_templates(config.algos, config.templates_path_or_url)
+    faults = Faults()
+    try:
+        folders = find_templates(config.algos, config.templates_path_or_url)
+    except InputError as error:
+        faults.extend(error.faults)
+        folders = available_templates()
     known = {name: template_settings(folder) for name, folder in folders.items()}
     every = {key for settings in known.values() for key in settings}
-    faults = Faults()
     for key in config.settings:
         if key not in every:
             faults.add("", f"--set {key}", f"no bundle knows this hyper-parameter{nearest(key, every)}")
@@ -162,6 +178,9 @@ def write_bundles(session: Session, datalist: Datalist, plans: Mapping[str, Plan
             if _same_files(draft, target):
                 shutil.rmtree(draft)
             else:
+                if (target / "models" / "model.pt").exists():
+                    message = f"{target.name} was trained with other settings: it is replaced and trained anew"
+                    session.notify(Event("warning", message))
                 shutil.rmtree(target, ignore_errors=True)
                 draft.rename(target)
             algo.output_path = str(target)

@@ -107,6 +107,16 @@ def test_the_same_command_again_trains_nothing(finished: tuple[RunConfig, RunRes
     assert time.monotonic() - started < 30
 
 
+def test_other_settings_replace_a_bundle_with_a_word_and_leave_the_other_files(odd_path: Path) -> None:
+    datalist = make_demo_data(odd_path / "data", training=4, testing=1, shape=(24, 24, 20))
+    small = {"roi_size": [16, 16, 16], "num_iterations": 2}
+    run(configure(odd_path / "w", datalist, settings=small))
+    events: list[Event] = []
+    result = run(configure(odd_path / "w", datalist, settings={**small, "num_iterations": 3}), events.append)
+    assert [e.message.split(" ")[0] for e in events if e.kind == "warning"] == ["segresnet_0", "segresnet_1"]
+    assert {entry.steps for entry in result.leaderboard} == {3}
+
+
 def test_monai_reads_the_history(finished: tuple[RunConfig, RunResult, list[Event]]) -> None:
     from monai.apps.auto3dseg import import_bundle_algo_history
 
