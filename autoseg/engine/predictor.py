@@ -17,19 +17,20 @@ from monai.data import MetaTensor
 from nibabel.filebasedimages import ImageFileError
 
 from autoseg.engine.bundle import Bundle
-from autoseg.engine.geometry import AxisMap
+from autoseg.engine.geometry import AxisMap, longest_axis
 from autoseg.engine.precision import autocast_for
 from autoseg.engine.streaming import PlaneStore, stream_probabilities
 from autoseg.records import Case
 
-CHUNK_BYTES = 128 * 2**20
+CHUNK_BYTES = 128 * 2**20  # of probabilities on the way back to the image's grid, held a few times over
+WEIGHT_BYTES = 2 * 2**30  # of weights held at once: what is more takes turns
 
 
 class Predictor:
     """Bundles with the same labels, combined by the mean of their probabilities or by vote.
 
-    Bundles that agree in preprocessing and windows share both: their networks run in lockstep. A vote keeps
-    them apart and is decided, where tied, by the mean.
+    Bundles that agree in preprocessing and windows share both: their networks run in lockstep, as many as
+    `WEIGHT_BYTES` hold. A vote keeps them apart and is decided, where tied, by the mean.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class Predictor:
         for bundle in bundles:
             key = (bundle.preprocessing_key(), tuple(bundle.settings["roi_size"]), bundle.settings["overlap"])
             groups.setdefault((key, bundle.root) if mode == "vote" else key, []).append(bundle)
-        self.groups = [(members, [b.trained_network().to(device) for b in members]) for members in groups.values()]
+        self.groups = [part for members in groups.values() for part in _parts(members)]
+        self._keep = len(_parts(list(bundles))) == 1
+        self._loaded: dict[int, list[torch.nn.Module]] = {}
 
     @property
     def dtype(self) -> type[np.unsignedinteger[Any]]:
@@ -60,8 +63,8 @@ class Predictor:
         with self._stores(case) as (stores, maps, affine):
             axis = maps[0].chunk_axis
             out = np.empty(maps[0].original_shape, self.dtype)
-            for start, stop in self._chunks(maps[0]):
-                indices = self._combined(stores, maps, start, stop).argmax(0).numpy()
+            for start, stop in self._chunks(maps):
+                indices = _argmax(self._combined(stores, maps, start, stop)).numpy()
                 out[(slice(None),) * axis + (slice(start, stop),)] = values[indices]
         return out, affine
 
@@ -70,9 +73,17 @@ class Predictor:
         with self._stores(case) as (stores, maps, affine):
             axis = maps[0].chunk_axis
             out = np.empty((len(self.values), *maps[0].original_shape), np.float32)
-            for start, stop in self._chunks(maps[0]):
+            for start, stop in self._chunks(maps):
                 out[(slice(None),) * (axis + 1) + (slice(start, stop),)] = self._combined(stores, maps, start, stop)
         return out, affine
+
+    def _networks(self, group: int) -> list[torch.nn.Module]:
+        """A group's networks on the device; the last group's make way where not all fit together."""
+        if group not in self._loaded:
+            if not self._keep:
+                self._loaded.clear()
+            self._loaded[group] = [b.trained_network().to(self.device) for b in self.groups[group]]
+        return self._loaded[group]
 
     @contextlib.contextmanager
     def _stores(self, case: Case) -> Iterator[tuple[list[PlaneStore], list[AxisMap], npt.NDArray[np.float64]]]:
@@ -82,48 +93,72 @@ class Predictor:
         image: MetaTensor | None = None
         key = ""
         try:
-            for members, networks in self.groups:
+            for number, members in enumerate(self.groups):
                 if image is None or members[0].preprocessing_key() != key:
+                    image = None  # the old one goes before the new one comes
                     image, key = members[0].preprocess(case), members[0].preprocessing_key()
                 affine = np.asarray(image.meta["original_affine"], float)
                 shape = [int(n) for n in np.asarray(image.meta["spatial_shape"])[:3]]
-                maps.append(AxisMap.between(image.affine.numpy(), image.shape[1:], affine, shape))
+                chunk_axis = longest_axis(affine, shape)
+                grid = AxisMap.between(image.affine.numpy(), image.shape[1:], affine, shape, chunk_axis)
                 settings = members[0].settings
                 autocast = functools.partial(autocast_for, settings["precision"], self.device)
-                tensor = image.as_tensor()
-                stores.append(
-                    stream_probabilities(
-                        networks, tensor, len(self.values), settings, self.device, autocast, self.scratch
-                    )
+                store = stream_probabilities(
+                    self._networks(number),
+                    image.as_tensor(),
+                    len(self.values),
+                    settings,
+                    self.device,
+                    autocast,
+                    self.scratch,
+                    grid.stream_axis,
                 )
+                maps.append(grid)
+                stores.append(store)
             del image
             yield stores, maps, affine
         finally:
             for store in stores:
                 store.close()
 
-    def _chunks(self, grid: AxisMap) -> list[tuple[int, int]]:
-        shape = grid.original_shape
-        length = shape[grid.chunk_axis]
-        plane = 4 * len(self.values) * int(np.prod(shape)) // length
-        step = max(1, CHUNK_BYTES // max(1, plane))
+    def _chunks(self, maps: Sequence[AxisMap]) -> list[tuple[int, int]]:
+        length = maps[0].original_shape[maps[0].chunk_axis]
+        step = min(grid.chunk_length(4 * len(self.values), CHUNK_BYTES) for grid in maps)
         return [(a, min(length, a + step)) for a in range(0, length, step)]
 
     def _combined(self, stores: list[PlaneStore], maps: list[AxisMap], start: int, stop: int) -> torch.Tensor:
         """What decides a chunk: mean probabilities [K, ...]; for a vote, counts plus half the mean for ties."""
         mean: torch.Tensor | None = None
         votes: torch.Tensor | None = None
-        for store, grid, (members, _) in zip(stores, maps, self.groups, strict=True):
+        for store, grid, members in zip(stores, maps, self.groups, strict=True):
             first, last = grid.planes(start, stop)
             block = grid.resample(store.read(first, last), first, start, stop)
             if self.mode == "vote":
-                chosen = torch.nn.functional.one_hot(block.argmax(0), len(self.values)).movedim(-1, 0)
-                votes = chosen if votes is None else votes + chosen
-            block = block * len(members)
-            mean = block if mean is None else mean + block
+                votes = torch.zeros_like(block) if votes is None else votes
+                votes.scatter_add_(0, _argmax(block)[None], torch.ones(()).expand(1, *block.shape[1:]))
+            mean = block.mul_(len(members)) if mean is None else mean.add_(block, alpha=len(members))
         assert mean is not None
-        mean = mean / sum(len(members) for members, _ in self.groups)
-        return mean if votes is None else votes + 0.5 * mean
+        mean.div_(sum(len(members) for members in self.groups))
+        return mean if votes is None else votes.add_(mean, alpha=0.5)
+
+
+def _argmax(block: torch.Tensor) -> torch.Tensor:
+    """Index of the largest along the first axis; torch's argmax takes three times as long there."""
+    return block.max(0).indices
+
+
+def _parts(members: Sequence[Bundle]) -> list[list[Bundle]]:
+    """Bundles in runs whose weights take `WEIGHT_BYTES` together at most."""
+    parts: list[list[Bundle]] = []
+    taken = 0
+    for bundle in members:
+        size = bundle.weights.stat().st_size if bundle.weights.is_file() else 0
+        if not parts or taken + size > WEIGHT_BYTES:
+            parts.append([])
+            taken = 0
+        parts[-1].append(bundle)
+        taken += size
+    return parts
 
 
 def write_label_map(path: Path, labels: npt.NDArray[Any], case: Case, affine: npt.NDArray[np.float64]) -> None:
