@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,10 +32,8 @@ def train(root: Path, override: Mapping[str, Any]) -> None:
 
     def work() -> None:
         bundle = Bundle.load(root, _known(override))
-        started = time.monotonic()
         progress = Trainer(bundle).run()
-        seconds = progress.seconds + time.monotonic() - started
-        score_validation(bundle, {"steps": progress.step, "seconds": round(seconds, 1)})
+        score_validation(bundle, {"steps": progress.step, "seconds": round(progress.seconds, 1)})
 
     _scripted(root, work)
 

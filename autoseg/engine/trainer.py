@@ -22,6 +22,7 @@ from autoseg.engine.patches import PatchDataset, patch_loader
 from autoseg.engine.precision import autocast_for, compute_dtype
 from autoseg.engine.recipe import build_average, build_loss, build_optimizer, learning_rate
 from autoseg.engine.validation import validate_cached
+from autoseg.errors import Fault, InputError
 from autoseg.records import to_plain
 from autoseg.workspace import atomic_file, write_yaml
 
@@ -81,24 +82,29 @@ class Trainer:
         self.validation = ensure_cached(bundle, [c for c in validation if c.label], workers)
         self.batch = int(self.settings["num_images_per_batch"])
         self.steps_per_epoch = max(1, math.ceil(len(self.training) / self.batch))
+        if self.total_steps is None and not self.settings["max_seconds"]:
+            field = "num_iterations, num_epochs, max_seconds"
+            raise InputError([Fault(str(bundle.root), field, "one of them must say how long to train")])
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The arithmetic of the network's passes."""
         return autocast_for(self.settings["precision"], self.device)
 
     @property
-    def total_steps(self) -> int:
-        """The budget in steps; num_iterations wins over num_epochs."""
+    def total_steps(self) -> int | None:
+        """The budget in steps, None where only seconds bound it; num_iterations wins over num_epochs."""
         if self.settings["num_iterations"]:
             return int(self.settings["num_iterations"])
-        return max(1, int(self.settings["num_epochs"]) * self.steps_per_epoch)
+        epochs = self.settings["num_epochs"]
+        return max(1, int(epochs) * self.steps_per_epoch) if epochs else None
 
     @property
     def share(self) -> float:
         """Share of the budget spent, 0 to 1: steps or seconds, whichever is further."""
         limit = self.settings["max_seconds"]
         by_time = self._seconds() / float(limit) if limit else 0.0
-        return min(1.0, max(self.progress.step / self.total_steps, by_time))
+        by_steps = self.progress.step / self.total_steps if self.total_steps else 0.0
+        return min(1.0, max(by_steps, by_time))
 
     def _seconds(self) -> float:
         return self.progress.seconds + time.monotonic() - self._resumed
@@ -113,6 +119,7 @@ class Trainer:
                 self._loop()
         finally:
             set_track_meta(True)
+        self.progress.seconds = self._seconds()
         self._save_weights("model_final.pt")
         if not self.validation:
             self._save_weights("model.pt")
@@ -254,7 +261,7 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         restore_random_states(state["random"])
         self._forget_after(self.progress.step)
-        logger.info("resumed at step %d of %d", self.progress.step, self.total_steps)
+        logger.info("resumed at step %d of %s", self.progress.step, self.total_steps or "as many as time allows")
 
     def _forget_after(self, step: int) -> None:
         """Drop the lines of metrics.jsonl that will be written again, and a torn last one."""

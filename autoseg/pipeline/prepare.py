@@ -150,7 +150,7 @@ def budget(session: Session, jobs: int, slots: int) -> dict[str, Any]:
     rounds = -(-jobs // slots)
     seconds = 60.0 * session.config.minutes / rounds
     reserve = min(60.0, 15.0 + 0.05 * seconds)  # start-up and the last validation, which no job's budget holds
-    return {"max_seconds": round(max(10.0, seconds - reserve), 1), "num_epochs": 100_000}
+    return {"max_seconds": round(max(10.0, seconds - reserve), 1), "num_epochs": None}
 
 
 def write_bundles(session: Session, datalist: Datalist, plans: Mapping[str, Plan]) -> list[Path]:
