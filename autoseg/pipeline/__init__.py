@@ -87,8 +87,26 @@ def generate(config: RunConfig, notify: Notify | None = None) -> list[Path]:
 
 
 def _generate(session: Session) -> tuple[Datalist, list[Path]]:
-    datalist = prepare.analyse(session)
+    """Datalist and bundles; Auto3DSeg's switches `analyze` and `algo_gen`, where false, take those that are there."""
+    config, workspace = session.config, session.workspace
+    if config.not_use_cache:
+        prepare.forget(workspace, config.algos)
+    if config.analyze is False:
+        prepare.refuse_missing(workspace.datastats_yaml, "analyze")
+        datalist = _stored_datalist(workspace)
+    else:
+        datalist = prepare.analyse(session)
+    if config.algo_gen is False:
+        bundles = [workspace.bundle(name, fold) for name in config.algos for fold in range(datalist.num_fold)]
+        for bundle in bundles:
+            prepare.refuse_missing(bundle, "generate")
+        return datalist, bundles
     return datalist, prepare.write_bundles(session, datalist, prepare.make_plans(session, datalist))
+
+
+def _stored_datalist(workspace: Workspace) -> Datalist:
+    """The run's own copy, with its folds."""
+    return load_datalist(workspace.datalist_json, read_yaml(workspace.input_yaml)["dataroot"])
 
 
 def train(config: RunConfig, notify: Notify | None = None) -> RunResult:
@@ -103,7 +121,7 @@ def ensemble(config: RunConfig, notify: Notify | None = None) -> RunResult:
     started = time.monotonic()
     with open_session(config, notify) as session:
         prepare.refuse_missing(session.workspace.leaderboard_json, "train")
-        datalist = load_datalist(session.workspace.datalist_json, read_yaml(session.workspace.input_yaml)["dataroot"])
+        datalist = _stored_datalist(session.workspace)
         board = _read_leaderboard(session.workspace)
         result = RunResult(session.workspace.root, board, labels=datalist.labels)
         return _ensemble(session, datalist, result, started, predicting)

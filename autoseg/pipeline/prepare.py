@@ -16,7 +16,7 @@ from autoseg.errors import Fault, Faults, InputError, nearest
 from autoseg.pipeline.session import Session
 from autoseg.planning import Machine, Plan
 from autoseg.records import Datalist, Event
-from autoseg.workspace import read_yaml, write_json, write_yaml
+from autoseg.workspace import Workspace, read_yaml, write_json, write_yaml
 
 
 def read_datalist(config: RunConfig) -> Datalist:
@@ -190,6 +190,13 @@ def write_bundles(session: Session, datalist: Datalist, plans: Mapping[str, Plan
     shutil.rmtree(workspace.cache / "drafts", ignore_errors=True)
     session.stage(f"planning: {len(bundles)} bundles written, see {workspace.plan_json}")
     return bundles
+
+
+def forget(workspace: Workspace, algos: tuple[str, ...]) -> None:
+    """Delete what earlier runs left: caches, results of jobs, the families' bundles."""
+    bundles = [path.parent for name in algos for path in workspace.root.glob(f"{name}_*/algo_object.json")]
+    for path in (workspace.cache, workspace.jobs, *bundles):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _replace_tree(source: Path, target: Path) -> None:

@@ -115,6 +115,10 @@ def test_other_settings_replace_a_bundle_with_a_word_and_leave_the_other_files(o
     result = run(configure(odd_path / "w", datalist, settings={**small, "num_iterations": 3}), events.append)
     assert [e.message.split(" ")[0] for e in events if e.kind == "warning"] == ["segresnet_0", "segresnet_1"]
     assert {entry.steps for entry in result.leaderboard} == {3}
+    stamp = (odd_path / "w" / "segresnet_0" / "models" / "model.pt").stat().st_mtime_ns
+    switched = {"settings": {**small, "num_iterations": 9}, "analyze": False, "algo_gen": False}
+    assert {entry.steps for entry in run(configure(odd_path / "w", datalist, **switched)).leaderboard} == {3}
+    assert (odd_path / "w" / "segresnet_0" / "models" / "model.pt").stat().st_mtime_ns == stamp
 
 
 def test_monai_reads_the_history(finished: tuple[RunConfig, RunResult, list[Event]]) -> None:
