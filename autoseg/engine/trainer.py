@@ -142,12 +142,14 @@ class Trainer:
             for hook in self.hooks:
                 hook.on_step(self, losses[-1])
             validate = self._validation_due()
-            if validate or time.monotonic() - logged > LOG_SECONDS:
-                self.progress.loss = sum(losses) / len(losses)
-                self._log({"learning_rate": rate}) if not validate else None
-                logged, losses = time.monotonic(), []
+            if not validate and time.monotonic() - logged < LOG_SECONDS:
+                continue
+            self.progress.loss = sum(losses) / len(losses)
             if validate:
                 self._validate(rate)
+            else:
+                self._log({"learning_rate": rate})
+            logged, losses = time.monotonic(), []
 
     def _step(self, batch: dict[str, torch.Tensor]) -> float:
         image = batch["image"].to(self.device, non_blocking=True, memory_format=self.layout)
