@@ -60,6 +60,12 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         temporary.unlink(missing_ok=True)
 
 
+def file_stamp(path: str | Path) -> tuple[str, int, int]:
+    """(absolute path, bytes, time of change in ns): differs where a file was replaced. Raises OSError without one."""
+    found = os.stat(path)
+    return os.path.abspath(path), found.st_size, found.st_mtime_ns
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write a record or plain value as JSON; mappings get a `schema_version`."""
     plain = _versioned(to_plain(value))

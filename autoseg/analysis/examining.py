@@ -16,7 +16,7 @@ from autoseg.analysis.case import examine_case
 from autoseg.analysis.report import CaseReport
 from autoseg.analysis.workers import examine_in_parallel
 from autoseg.records import Case, Event, from_plain
-from autoseg.workspace import write_json
+from autoseg.workspace import file_stamp, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -84,10 +84,9 @@ def _cache_key(case: Case) -> str | None:
     facts: list[Any] = [ANALYSIS_VERSION, len(case.image)]
     for path in _files(case):
         try:
-            stat = os.stat(path)
+            facts.append(file_stamp(path))
         except OSError:
             return None
-        facts.append([os.path.abspath(path), stat.st_size, stat.st_mtime_ns])
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
 
 

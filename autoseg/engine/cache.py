@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import hashlib
+import json
 import logging
 import multiprocessing
 import os
@@ -23,7 +24,7 @@ import numpy.typing as npt
 
 from autoseg.engine.bundle import Bundle
 from autoseg.records import Case
-from autoseg.workspace import read_json, write_json
+from autoseg.workspace import file_stamp, read_json, write_json
 
 PLACES = 5000
 LARGEST_FLOAT16 = 65504.0
@@ -55,11 +56,8 @@ class CachedCase:
 
 def source_stamp(case: Case) -> str:
     """Changes when a file of the case does: path, size and time of change."""
-    digest = hashlib.blake2b(digest_size=8)
-    for path in (*case.image, case.label or ""):
-        status = os.stat(path) if path else None
-        digest.update(f"{path}|{status.st_size if status else 0}|{status.st_mtime_ns if status else 0};".encode())
-    return digest.hexdigest()
+    stamps = [file_stamp(path) for path in (*case.image, case.label) if path]
+    return hashlib.blake2b(json.dumps(stamps).encode(), digest_size=8).hexdigest()
 
 
 def ensure_cached(

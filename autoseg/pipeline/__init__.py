@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,20 +166,14 @@ def _ensemble(session: Session, datalist: Datalist, result: RunResult, started: 
             session, names, datalist.testing, lambda case: session.workspace.prediction(case.id), "predict"
         )
         evaluation = predicting.evaluate_testing(session, datalist, predictions)
-    complete = RunResult(
-        **{
-            **vars(result),
-            "members": names,
-            "predictions": predictions,
-            "evaluation": evaluation,
-            "failed": (*result.failed, *failed),
-        }
+    complete = replace(
+        result, members=names, predictions=predictions, evaluation=evaluation, failed=(*result.failed, *failed)
     )
     return _finished(session, complete, started)
 
 
 def _finished(session: Session, result: RunResult, started: float) -> RunResult:
-    result = RunResult(**{**vars(result), "seconds": time.monotonic() - started})
+    result = replace(result, seconds=time.monotonic() - started)
     best = max((e.mean_dice for e in result.leaderboard if not math.isnan(e.mean_dice)), default=math.nan)
     facts = {"best_mean_dice": best, "members": result.members, "seconds": result.seconds}
     if result.evaluation is not None:

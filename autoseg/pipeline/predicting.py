@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from autoseg.datalist import case_id
 from autoseg.ensemble.members import choose_members
 from autoseg.errors import Fault, InputError, NoResultError
 from autoseg.evaluation import Evaluation, evaluate_pairs, write_evaluation
@@ -145,7 +146,7 @@ def input_cases(source: str | Path, channels: int) -> list[Case]:
         raise InputError([Fault(str(path), "input", f"holds no image ({', '.join(IMAGE_ENDINGS)})")])
     groups: dict[str, list[Path]] = {}
     for file in files:
-        stem = next((file.name[: -len(e)] for e in IMAGE_ENDINGS if file.name.endswith(e)), file.stem)
+        stem = case_id(str(file))
         head, _, tail = stem.rpartition("_")
         numbered = channels > 1 and len(tail) == 4 and tail.isdigit() and head
         groups.setdefault(head if numbered else stem, []).append(file)

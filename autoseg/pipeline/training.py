@@ -15,7 +15,7 @@ from autoseg.errors import NoResultError
 from autoseg.execution import LocalExecutor, Scheduler
 from autoseg.pipeline.session import Session
 from autoseg.records import Case, Datalist, Job, JobResult, LeaderboardEntry, Resources
-from autoseg.workspace import atomic_file, read_json, write_json
+from autoseg.workspace import atomic_file, file_stamp, read_json, write_json
 
 
 def fingerprint(*parts: Any) -> str:
@@ -31,8 +31,7 @@ def fingerprint(*parts: Any) -> str:
 
 def data_stamp(cases: Sequence[Case]) -> list[tuple[str, int, int]]:
     """Path, size and time of change of every file of the cases."""
-    paths = [Path(p) for case in cases for p in (*case.image, *([case.label] if case.label else []))]
-    return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+    return [file_stamp(path) for case in cases for path in (*case.image, case.label) if path]
 
 
 def run_jobs(session: Session, jobs: Sequence[Job], *, whole_machine: bool = False) -> dict[str, JobResult]:
