@@ -89,7 +89,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Datalist:
-    """A checked datalist: cases with absolute paths and folds, and the declared labels (value -> name, without 0)."""
+    """A checked datalist: cases with absolute paths and folds, and the declared labels (value -> name, without 0).
+
+    `regions` (name -> label values), where there are any, are what is predicted and scored instead of single labels;
+    they may overlap.
+    """
 
     path: str
     dataroot: str
@@ -98,6 +102,7 @@ class Datalist:
     testing: tuple[Case, ...] = ()
     labels: dict[int, str] = field(default_factory=dict)
     num_fold: int = 0
+    regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def split(self, fold: int) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
         """(training cases, validation cases) of a fold; a `validation` list, where there is one, is every fold's.
