@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from autoseg.bundles.preprocessing import preprocessing
+from autoseg.evaluation import nesting
 
 
 def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
     """`inference.yaml`: parses alone, needs MONAI and pytorch-ignite only; predicts `dataset_dir` into `output_dir`."""
     config: dict[str, Any] = {
-        "imports": ["$import glob", "$import os"],
+        "imports": ["$import glob", "$import itertools", "$import os"],
         "bundle_root": ".",
         "output_dir": "$@bundle_root + '/predictions'",
         "dataset_dir": "$@bundle_root + '/images'",
@@ -25,18 +26,12 @@ def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) ->
     config["preprocessing"] = preprocessing(settings, ["image"])
     config["dataset"] = {
         "_target_": "Dataset",
-        "data": "$[{'image': f} for f in sorted(glob.glob(os.path.join(@dataset_dir, '*')))]",
+        "data": _data(settings),
         "transform": "@preprocessing",
     }
     config["dataloader"] = {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0}
-    config["inferer"] = {
-        "_target_": "SlidingWindowInferer",
-        "roi_size": "@roi_size",
-        "sw_batch_size": "@sw_batch_size",
-        "overlap": "@overlap",
-        "mode": "gaussian",
-    }
-    config["postprocessing"] = _postprocessing()
+    config["inferer"] = sliding_window(settings, "@overlap")
+    config["postprocessing"] = _postprocessing(settings)
     load = {"_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/model.pt'"}
     config["handlers"] = [{**load, "load_dict": {"model": "@network"}}]
     config["evaluator"] = {
@@ -54,30 +49,56 @@ def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) ->
     return config
 
 
-def _postprocessing() -> dict[str, Any]:
-    """Softmax, back onto the image's own grid, labels with their own values, saved."""
-    return {
-        "_target_": "Compose",
-        "transforms": [
-            {"_target_": "Activationsd", "keys": "pred", "softmax": True},
-            {
-                "_target_": "Invertd",
-                "keys": "pred",
-                "transform": "@preprocessing",
-                "orig_keys": "image",
-                "nearest_interp": False,
-                "to_tensor": True,
-            },
-            {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
-            {
-                "_target_": "MapLabelValued",
-                "keys": "pred",
-                "orig_labels": "$list(range(len(@label_values)))",
-                "target_labels": "@label_values",
-            },
-            {"_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "output_postfix": "seg"},
-        ],
+def sliding_window(settings: Mapping[str, Any], overlap: str) -> dict[str, Any]:
+    """Windows of roi_size with Gaussian weights; those of a 2D network move over the planes of a volume."""
+    config = {"roi_size": "@roi_size", "sw_batch_size": "@sw_batch_size", "overlap": overlap, "mode": "gaussian"}
+    if int(settings["spatial_dims"]) == 3:
+        return {"_target_": "SlidingWindowInferer", **config}
+    across = list(settings["roi_size"]).index(1)
+    config["roi_size"] = f"$[n for axis, n in enumerate(@roi_size) if axis != {across}]"
+    return {"_target_": "SliceInferer", "spatial_dim": across, **config}
+
+
+def _data(settings: Mapping[str, Any]) -> str:
+    """The images of `dataset_dir`; with several files a case, those are <case>_0000, <case>_0001, ..."""
+    files = "sorted(glob.glob(os.path.join(@dataset_dir, '*')))"
+    if int(settings["image_files"]) == 1:
+        return f"$[{{'image': f}} for f in {files}]"
+    case = "lambda f: os.path.basename(f).split('.')[0].rpartition('_')[0]"
+    named = "{'image_%d' % i: f for i, f in enumerate(group)}"
+    return f"$[{named} for _, group in itertools.groupby({files}, {case})]"
+
+
+def _postprocessing(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Probabilities, back onto the image's own grid, decided, saved with the labels' own values."""
+    regions = settings["regions"]
+    invert = {
+        "_target_": "Invertd",
+        "keys": "pred",
+        "transform": "@preprocessing",
+        "orig_keys": "image",
+        "nearest_interp": False,
+        "to_tensor": True,
     }
+    steps: list[dict[str, Any]] = [
+        {"_target_": "Activationsd", "keys": "pred", **({"sigmoid": True} if regions else {"softmax": True})},
+        invert,
+    ]
+    nested = nesting(regions) if regions else None
+    if regions and nested is None:
+        steps.append({"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5})
+    else:
+        values = "@label_values"
+        if nested is not None:  # the innermost region that has more than one half decides; in none, background
+            depths = f"torch.tensor({list(nested.depths)}, device=x.device).view(-1, 1, 1, 1)"
+            rank = f"$lambda x: torch.cat([x[:1] * 0, (x > 0.5) * (x + {depths})])"
+            steps.append({"_target_": "Lambdad", "keys": "pred", "func": rank})
+            values = str([0, *nested.values])
+        steps.append({"_target_": "AsDiscreted", "keys": "pred", "argmax": True})
+        own = {"orig_labels": f"$list(range(len({values})))", "target_labels": f"${values}"}
+        steps.append({"_target_": "MapLabelValued", "keys": "pred", **own})
+    steps.append({"_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "output_postfix": "seg"})
+    return {"_target_": "Compose", "transforms": steps}
 
 
 def _referenced(settings: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,18 +1,40 @@
-"""The transforms of a bundle from a file to what its network sees, as MONAI configuration."""
+"""The transforms of a bundle from files to what its network sees, as MONAI configuration."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def preprocessing(settings: Mapping[str, Any], keys: list[str]) -> dict[str, Any]:
-    """Transforms from a file to what the network sees: RAS, foreground crop, normalised, resampled.
+def image_keys(settings: Mapping[str, Any]) -> list[str]:
+    """Keys under which the files of a case's image enter preprocessing; after it there is `image` alone."""
+    files = int(settings["image_files"])
+    return ["image"] if files == 1 else [f"image_{number}" for number in range(files)]
 
-    The order is nnU-Net's: intensities are normalised before resampling, within the crop.
+
+def image_item(paths: Sequence[str], settings: Mapping[str, Any]) -> dict[str, str]:
+    """A case's files under their keys. Raises ValueError where there are more or fewer than the bundle was made for."""
+    return dict(zip(image_keys(settings), paths, strict=True))
+
+
+def preprocessing(settings: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Transforms from files to `keys` (image, perhaps label): RAS, foreground crop, normalised, resampled.
+
+    Files of a case are brought onto the grid of the first. A 2D image gets a third axis of one voxel. The order is
+    nnU-Net's: intensities are normalised before resampling, within the crop.
     """
+    files = image_keys(settings)
+    loaded = [*files, *(key for key in keys if key != "image")]
     steps: list[dict[str, Any]] = [
-        {"_target_": "LoadImaged", "keys": keys, "image_only": True, "ensure_channel_first": True},
+        {"_target_": "LoadImaged", "keys": loaded, "image_only": True, "ensure_channel_first": True},
+    ]
+    if int(settings["image_dims"]) == 2:
+        steps.append({"_target_": "Lambdad", "keys": loaded, "func": "$lambda x: x if x.ndim == 4 else x[..., None]"})
+    if len(files) > 1:
+        onto = {"_target_": "ResampleToMatchd", "keys": files[1:], "key_dst": files[0]}
+        steps.append({**onto, "mode": "bilinear", "padding_mode": "border"})
+        steps.append({"_target_": "ConcatItemsd", "keys": files, "name": "image"})
+    steps += [
         {"_target_": "Orientationd", "keys": keys, "axcodes": "RAS", "labels": None},
         {
             "_target_": "CropForegroundd",
@@ -30,18 +52,16 @@ def preprocessing(settings: Mapping[str, Any], keys: list[str]) -> dict[str, Any
 
 
 def _normalization(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    if settings["normalize_mode"] != "ct":
-        return [{"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": False, "channel_wise": True}]
-    low, high = "$min(b[0] for b in @intensity_bounds)", "$max(b[1] for b in @intensity_bounds)"
-    threshold = {"_target_": "ThresholdIntensityd", "keys": "image"}
+    """Z-scores by channel; CT numbers are clipped and scaled by `intensity_bounds`, null for a channel of another kind."""
+    z_scores = {"_target_": "NormalizeIntensityd", "keys": "image", "channel_wise": True}
+    if settings["normalize_mode"] == "zscore":
+        return [z_scores]
+    low, high = (
+        f"torch.tensor([{sign}torch.inf if b is None else b[{index}] for b in @intensity_bounds]).view(-1, 1, 1, 1)"
+        for index, sign in enumerate("-+")
+    )
+    scale = {"subtrahend": 2, "divisor": 3}
     return [
-        {**threshold, "threshold": low, "above": True, "cval": low},
-        {**threshold, "threshold": high, "above": False, "cval": high},
-        {
-            "_target_": "NormalizeIntensityd",
-            "keys": "image",
-            "subtrahend": "$[b[2] for b in @intensity_bounds]",
-            "divisor": "$[b[3] for b in @intensity_bounds]",
-            "channel_wise": True,
-        },
+        {"_target_": "Lambdad", "keys": "image", "func": f"$lambda x, low={low}, high={high}: x.clip(low, high)"},
+        z_scores | {k: f"$[None if b is None else b[{i}] for b in @intensity_bounds]" for k, i in scale.items()},
     ]

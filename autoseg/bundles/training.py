@@ -6,6 +6,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from autoseg.bundles.inference import sliding_window
+
 
 def train_config(settings: Mapping[str, Any], network: Mapping[str, Any], patches: Mapping[str, Any]) -> dict[str, Any]:
     """`train.yaml`: the same training as `scripts/train.py`, under the names that MONAI's tools look for."""
@@ -17,7 +19,6 @@ def train_config(settings: Mapping[str, Any], network: Mapping[str, Any], patche
     }
     config["device"] = "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')"
     config["network"] = "$@network_def.to(@device)"
-    inferer = {"_target_": "SlidingWindowInferer", "roi_size": "@roi_size", "overlap": "@validation_overlap"}
     cases = {"_target_": "autoseg.engine.entry.fold_cases", "bundle_root": "@bundle_root"}
     config["train"] = {
         "dataset": {"_target_": "Dataset", "data": {**cases, "part": "training"}, "transform": "@patch_transforms"},
@@ -31,7 +32,7 @@ def train_config(settings: Mapping[str, Any], network: Mapping[str, Any], patche
     }
     config["validate"] = {
         "dataset": {"_target_": "Dataset", "data": {**cases, "part": "validation"}},
-        "inferer": {**inferer, "sw_batch_size": "@sw_batch_size", "mode": "gaussian"},
+        "inferer": sliding_window(settings, "@validation_overlap"),
     }
     config["run"] = ["$@train#trainer.run()"]
     return config

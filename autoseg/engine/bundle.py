@@ -13,12 +13,13 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
+from autoseg.bundles.preprocessing import image_item
 from autoseg.datalist import load_datalist
 from autoseg.errors import Fault, Faults, InputError, nearest
 from autoseg.records import Case, Datalist
 from autoseg.workspace import read_yaml
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 class Bundle:
@@ -88,8 +89,16 @@ class Bundle:
 
     def preprocess(self, case: Case) -> MetaTensor:
         """The image of a case as the network sees it, [C, X, Y, Z] float32, its affine with it."""
-        image: MetaTensor = self.preprocessing()({"image": list(case.image)})["image"]
+        image: MetaTensor = self.preprocessing()(self.item(case))["image"]
         return image
+
+    def item(self, case: Case, with_label: bool = False) -> dict[str, Any]:
+        """A case's files as `preprocessing` takes them; InputError where it has not as many as the bundle wants."""
+        wanted = int(self.settings["image_files"])
+        if len(case.image) != wanted:
+            message = f"{len(case.image)} files, where {self.name} was made for {wanted} a case"
+            raise InputError([Fault(case.image[0], "image", message)])
+        return {**image_item(case.image, self.settings), **({"label": case.label} if with_label else {})}
 
     def preprocessing_key(self) -> str:
         """Equal for bundles whose preprocessed cases are the same: folds, and families that agree."""

@@ -99,7 +99,7 @@ def _fresh(folder: Path, case: Case) -> bool:
 def preprocess_case(root: Path, settings: dict[str, Any], folder: Path, case: Case) -> None:
     """Preprocess one case into `folder`/<id>: written beside and renamed, so that no reader sees half of it."""
     bundle = Bundle(root, settings)
-    data = bundle.preprocessing(with_label=True)({"image": list(case.image), "label": case.label})
+    data = bundle.preprocessing(with_label=True)(bundle.item(case, with_label=True))
     image = np.clip(data["image"].numpy(), -LARGEST_FLOAT16, LARGEST_FLOAT16).astype(np.float16)
     label = to_indices(data["label"].numpy()[0], settings["label_values"])
     target = folder / case.id

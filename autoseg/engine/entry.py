@@ -15,10 +15,11 @@ from monai.data import MetaTensor
 from autoseg.datalist import case_id
 from autoseg.devices import torch_device
 from autoseg.engine.bundle import Bundle
+from autoseg.engine.classes import Classes
 from autoseg.engine.predictor import Predictor
 from autoseg.engine.trainer import Trainer
 from autoseg.errors import AutosegError
-from autoseg.evaluation import dice_by_label, mean_dice, mean_dice_by_label, onto_grid_of, read_label_map
+from autoseg.evaluation import Scored, mean_dice, mean_dice_by_label, onto_grid_of
 from autoseg.records import Case
 from autoseg.workspace import write_json
 
@@ -57,16 +58,17 @@ def infer(root: Path, image: str, output: str, override: Mapping[str, Any]) -> N
 def score_validation(bundle: Bundle, facts: Mapping[str, Any]) -> None:
     """scores.json and validation/<case>.nii.gz of the bundle's fold, with its best weights."""
     _, cases = bundle.cases()
-    values = [int(value) for value in bundle.settings["label_values"]][1:]
+    classes = Classes.of(bundle.settings)
+    scored = Scored(dict.fromkeys(classes.keys, ""), classes.regions)
     rows: list[dict[str, Any]] = []
     scores = []
     predictor = Predictor([bundle], torch_device())
     for case in (c for c in cases if c.label):
         path = bundle.root / "validation" / f"{case.id}.nii.gz"
         predictor.write(case, path)
-        prediction = read_label_map(path)
-        reference, _ = onto_grid_of(prediction, read_label_map(str(case.label)))
-        scores.append(dice_by_label(prediction.data, reference.data, values))
+        prediction = scored.read(path)
+        reference, _ = onto_grid_of(prediction, scored.read(str(case.label)))
+        scores.append(scored.dice(prediction.data, reference.data))
         rows += [{"case": case.id, "label": int(k), "dice": v} for k, v in scores[-1].items()]
     mean = mean_dice(scores)
     found = {"mean_dice": mean, "dice": mean_dice_by_label(scores), "cases": rows}
@@ -92,9 +94,9 @@ class Inferer:
 
 def fold_cases(bundle_root: str, part: str) -> list[dict[str, Any]]:
     """The cases of a bundle's fold as MONAI data dictionaries; `part` is training or validation."""
-    training, validation = Bundle.load(bundle_root).cases()
-    cases = training if part == "training" else validation
-    return [{"image": list(case.image), "label": case.label} for case in cases]
+    bundle = Bundle.load(bundle_root)
+    training, validation = bundle.cases()
+    return [bundle.item(case, with_label=True) for case in (training if part == "training" else validation)]
 
 
 class BundleTrainer:

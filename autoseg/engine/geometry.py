@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 TOLERANCE = 1e-3  # voxels: a coordinate this near a whole one is meant to be it
+Outside = Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]
 OUTSIDE = 0.5 + TOLERANCE  # voxels beyond the border of the network's grid that still take its edge value
 
 
@@ -97,11 +98,12 @@ class AxisMap:
         needed = abs(self.scales[self.chunk_axis]) * network  # bytes of network planes for one more original plane
         return max(1, int(min(limit / max(1, original), (limit - 2 * network) / max(1.0, needed))))
 
-    def resample(self, block: torch.Tensor, first: int, start: int, stop: int) -> torch.Tensor:
+    def resample(self, block: torch.Tensor, first: int, start: int, stop: int, background: Outside) -> torch.Tensor:
         """Probabilities of a chunk of the original grid, [K, ...] in its axis order.
 
         `block` is [K, ...] in the network's axis order; along `stream_axis` it holds the planes from `first` on.
-        Linear between voxels; outside of the network's grid (it saw a crop) all is background, class 0.
+        Linear between voxels; outside of the network's grid (it saw a crop) all is background, which
+        `background(block, spatial axis, indices)` fills in.
         """
         points = [self.coordinates(a, *((start, stop) if a == self.chunk_axis else self._all(a))) for a in range(3)]
         # what shrinks goes first: no step between holds more than what came or what goes
@@ -114,9 +116,7 @@ class AxisMap:
             size = self.network_shape[self.axes[axis]]
             outside = np.flatnonzero((points[axis] < -OUTSIDE) | (points[axis] > size - 1 + OUTSIDE))
             if outside.size:
-                index = torch.from_numpy(outside).to(block.device)
-                block = block.index_fill(1 + axis, index, 0.0)
-                block[0].index_fill_(axis, index, 1.0)
+                block = background(block, axis, torch.from_numpy(outside).to(block.device))
         return block
 
     def _all(self, axis: int) -> tuple[int, int]:

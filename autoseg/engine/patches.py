@@ -16,22 +16,35 @@ from monai.transforms import Compose
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from autoseg.engine.cache import CachedCase
+from autoseg.engine.slices import slice_axis
 
 LONG = 2**31 - 1  # "until the budget is spent"
 
 
 class PatchDataset(Dataset[dict[str, torch.Tensor]]):
-    """Item i: {image [C, *roi_size] float32, label [1, *roi_size] float32 of label indices}.
+    """Item i: {image [C, *roi_size] float32, label [1, *roi_size] float32 of label indices}, planes [C, ...] for 2D.
 
     Each pass over the cases (an epoch) is a fresh permutation. With probability `foreground_share` the patch is
-    centred near a voxel of a label drawn evenly among those present, otherwise anywhere.
+    centred near a voxel of a label drawn evenly among those present, otherwise anywhere. Along each of `mirror_axes` it
+    is mirrored with probability `mirror_prob`; along left-right (axis 0) the two labels of each of `mirror_pairs` then
+    change places, so that what is seen on the right is called so.
     """
 
     def __init__(self, cases: Sequence[CachedCase], settings: dict[str, Any], transforms: Compose):
         self.cases, self.transforms = list(cases), transforms
         self.seed = int(settings["seed"])
         self.share = float(settings["foreground_share"])
-        self.size = [math.ceil(s * float(settings["affine_margin"])) for s in settings["roi_size"]]
+        self.slice_axis = slice_axis(settings)
+        margin = float(settings["affine_margin"])
+        self.size = [
+            int(s) if axis == self.slice_axis else math.ceil(s * margin) for axis, s in enumerate(settings["roi_size"])
+        ]
+        self.mirror_axes = [int(axis) for axis in settings["mirror_axes"]]
+        self.mirror_prob = float(settings["mirror_prob"])
+        values = [int(v) for v in settings["label_values"]]
+        self.sides = np.arange(len(values), dtype=np.uint8)
+        for a, b in settings["mirror_pairs"] or ():
+            self.sides[values.index(a)], self.sides[values.index(b)] = values.index(b), values.index(a)
 
     def __len__(self) -> int:
         return LONG
@@ -42,9 +55,17 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
         random = np.random.default_rng([self.seed, 1, index])
         case = self.cases[order[place]]
         start = self._start(case, random)
+        image, label = cut(case.image, start, self.size), cut(case.label[None], start, self.size)
+        mirrored = [axis for axis in self.mirror_axes if random.random() < self.mirror_prob]
+        if mirrored:
+            image, label = (np.flip(part, [1 + axis for axis in mirrored]) for part in (image, label))
+        if 0 in mirrored:
+            label = self.sides[label]
+        if self.slice_axis is not None:
+            image, label = image.squeeze(1 + self.slice_axis), label.squeeze(1 + self.slice_axis)
         data = {
-            "image": torch.from_numpy(cut(case.image, start, self.size).astype(np.float32)),
-            "label": torch.from_numpy(cut(case.label[None], start, self.size).astype(np.float32)),
+            "image": torch.from_numpy(image.astype(np.float32)),
+            "label": torch.from_numpy(label.astype(np.float32)),
         }
         self.transforms.set_random_state(seed=int(random.integers(2**31)))
         augmented: dict[str, torch.Tensor] = self.transforms(data)

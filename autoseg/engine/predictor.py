@@ -17,6 +17,7 @@ from monai.data import MetaTensor
 from nibabel.filebasedimages import ImageFileError
 
 from autoseg.engine.bundle import Bundle
+from autoseg.engine.classes import Classes
 from autoseg.engine.geometry import AxisMap, longest_axis
 from autoseg.engine.precision import autocast_for
 from autoseg.engine.streaming import PlaneStore, stream_probabilities
@@ -37,42 +38,41 @@ class Predictor:
         self, bundles: Sequence[Bundle], device: torch.device, mode: str = "mean", scratch: Path | None = None
     ):
         self.device, self.mode, self.scratch = device, mode, scratch
-        self.values = [int(v) for v in bundles[0].settings["label_values"]]
+        self.classes = Classes.of(bundles[0].settings)
         groups: dict[Any, list[Bundle]] = {}
         for bundle in bundles:
-            key = (bundle.preprocessing_key(), tuple(bundle.settings["roi_size"]), bundle.settings["overlap"])
+            windows = ("roi_size", "overlap", "spatial_dims", "mirror_axes_inference", "mirror_pairs")
+            key = (bundle.preprocessing_key(), str([bundle.settings[name] for name in windows]))
             groups.setdefault((key, bundle.root) if mode == "vote" else key, []).append(bundle)
         self.groups = [part for members in groups.values() for part in _parts(members)]
         self._keep = len(_parts(list(bundles))) == 1
         self._loaded: dict[int, list[torch.nn.Module]] = {}
 
-    @property
-    def dtype(self) -> type[np.unsignedinteger[Any]]:
-        """The smallest unsigned integer that holds the label values."""
-        return np.uint8 if max(self.values) < 256 else np.uint16 if max(self.values) < 65536 else np.uint32
-
     def write(self, case: Case, path: Path) -> npt.NDArray[Any]:
-        """Predict a case and write its label map in the geometry of its (first) image; returns the map [X, Y, Z]."""
+        """Predict a case and write what `labels` gives in the geometry of its (first) image; returns that array."""
         labels, affine = self.labels(case)
         write_label_map(path, labels, case, affine)
         return labels
 
     def labels(self, case: Case) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
-        """(label values [X, Y, Z] on the image's own grid, its affine)."""
-        values = np.asarray(self.values, self.dtype)
+        """(label values [X, Y, Z] on the image's own grid, its affine).
+
+        Of regions that no label map can hold: masks [X, Y, Z, R], one a region.
+        """
+        channels = (self.classes.outputs,) if self.classes.in_channels else ()
         with self._stores(case) as (stores, maps, affine):
             axis = maps[0].chunk_axis
-            out = np.empty(maps[0].original_shape, self.dtype)
+            out = np.empty((*maps[0].original_shape, *channels), self.classes.dtype)
             for start, stop in self._chunks(maps):
-                indices = _argmax(self._combined(stores, maps, start, stop)).numpy()
-                out[(slice(None),) * axis + (slice(start, stop),)] = values[indices]
+                decided = self.classes.decide(self._combined(stores, maps, start, stop))
+                out[(slice(None),) * axis + (slice(start, stop),)] = decided
         return out, affine
 
     def probabilities(self, case: Case) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
         """(probabilities [K, X, Y, Z] float32 on the image's own grid, its affine): memory grows with the classes."""
         with self._stores(case) as (stores, maps, affine):
             axis = maps[0].chunk_axis
-            out = np.empty((len(self.values), *maps[0].original_shape), np.float32)
+            out = np.empty((self.classes.outputs, *maps[0].original_shape), np.float32)
             for start, stop in self._chunks(maps):
                 out[(slice(None),) * (axis + 1) + (slice(start, stop),)] = self._combined(stores, maps, start, stop)
         return out, affine
@@ -106,7 +106,6 @@ class Predictor:
                 store = stream_probabilities(
                     self._networks(number),
                     image.as_tensor(),
-                    len(self.values),
                     settings,
                     self.device,
                     autocast,
@@ -123,28 +122,23 @@ class Predictor:
 
     def _chunks(self, maps: Sequence[AxisMap]) -> list[tuple[int, int]]:
         length = maps[0].original_shape[maps[0].chunk_axis]
-        step = min(grid.chunk_length(4 * len(self.values), CHUNK_BYTES) for grid in maps)
+        step = min(grid.chunk_length(4 * self.classes.outputs, CHUNK_BYTES) for grid in maps)
         return [(a, min(length, a + step)) for a in range(0, length, step)]
 
     def _combined(self, stores: list[PlaneStore], maps: list[AxisMap], start: int, stop: int) -> torch.Tensor:
-        """What decides a chunk: mean probabilities [K, ...]; for a vote, counts plus half the mean for ties."""
+        """What decides a chunk: mean probabilities [K, ...]; for a vote, shares of it, the mean deciding ties."""
         mean: torch.Tensor | None = None
         votes: torch.Tensor | None = None
         for store, grid, members in zip(stores, maps, self.groups, strict=True):
             first, last = grid.planes(start, stop)
-            block = grid.resample(store.read(first, last), first, start, stop)
+            block = grid.resample(store.read(first, last), first, start, stop, self.classes.outside)
             if self.mode == "vote":
-                votes = torch.zeros_like(block) if votes is None else votes
-                votes.scatter_add_(0, _argmax(block)[None], torch.ones(()).expand(1, *block.shape[1:]))
+                vote = self.classes.votes(block)
+                votes = vote if votes is None else votes.add_(vote)
             mean = block.mul_(len(members)) if mean is None else mean.add_(block, alpha=len(members))
         assert mean is not None
         mean.div_(sum(len(members) for members in self.groups))
-        return mean if votes is None else votes.add_(mean, alpha=0.5)
-
-
-def _argmax(block: torch.Tensor) -> torch.Tensor:
-    """Index of the largest along the first axis; torch's argmax takes three times as long there."""
-    return block.max(0).indices
+        return mean if votes is None else votes.add_(mean, alpha=0.5).div_(len(self.groups) + 0.5)
 
 
 def _parts(members: Sequence[Bundle]) -> list[list[Bundle]]:

@@ -7,11 +7,27 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from monai.losses import DeepSupervisionLoss, DiceCELoss, DiceFocalLoss
+from monai.losses import DeepSupervisionLoss, DiceCELoss, DiceFocalLoss, DiceLoss
 from torch.optim.swa_utils import AveragedModel
+
+from autoseg.engine.classes import Classes
 
 Loss = Callable[[list[torch.Tensor], torch.Tensor], torch.Tensor]
 LOSSES = {"dice_ce": DiceCELoss, "dice_focal": DiceFocalLoss}
+
+
+class DiceBCELoss(torch.nn.Module):
+    """Dice plus binary cross-entropy of independent outputs; MONAI's DiceCELoss takes several for exclusive classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dice = DiceLoss(sigmoid=True, batch=True)
+        self.cross_entropy = torch.nn.BCEWithLogitsLoss()
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Logits and masks, [B, R, ...] both."""
+        loss: torch.Tensor = self.dice(logits, target) + self.cross_entropy(logits, target)
+        return loss
 
 
 def build_loss(settings: Mapping[str, Any]) -> Loss:
@@ -19,13 +35,16 @@ def build_loss(settings: Mapping[str, Any]) -> Loss:
 
     Called with logits [B, K, ...] by level (or one tensor) and label indices [B, 1, ...].
     """
-    kind = LOSSES[settings["loss"]]
-    base = kind(softmax=True, to_onehot_y=True, include_background=False, batch=True)
+    classes = Classes.of(settings)
+    if not classes.regions:
+        base = LOSSES[settings["loss"]](softmax=True, to_onehot_y=True, include_background=False, batch=True)
+    else:
+        base = DiceBCELoss() if settings["loss"] == "dice_ce" else DiceFocalLoss(sigmoid=True, batch=True)
     supervised = DeepSupervisionLoss(base)
 
     def loss(outputs: list[torch.Tensor], label: torch.Tensor) -> torch.Tensor:
         levels = [level.float() for level in outputs] if isinstance(outputs, (list, tuple)) else outputs.float()
-        value: torch.Tensor = supervised(levels, label)
+        value: torch.Tensor = supervised(levels, classes.target(label))
         return value
 
     return loss

@@ -20,6 +20,9 @@ import numpy.typing as npt
 import torch
 from monai.data.utils import compute_importance_map
 
+from autoseg.engine.classes import Classes
+from autoseg.engine.slices import run_network, slice_axis
+
 IN_MEMORY = 512 * 2**20  # bytes up to which a store stays in memory
 STEPS, HALF = 65535, 32768  # values a 16-bit integer takes over 0..1, and where its sign changes
 SIGMA = 0.125  # of the Gaussian weights, in patch lengths, as in MONAI and nnU-Net
@@ -99,21 +102,23 @@ def window_starts(size: int, patch: int, overlap: float) -> list[int]:
 def stream_probabilities(
     networks: Sequence[torch.nn.Module],
     image: torch.Tensor,
-    classes: int,
     settings: Mapping[str, Any],
     device: torch.device,
     autocast: Autocast,
     scratch: Path | None = None,
     axis: int = 0,
 ) -> PlaneStore:
-    """Mean softmax probabilities of the networks over Gaussian-weighted windows of `image` [C, X, Y, Z].
+    """Mean probabilities of the networks over Gaussian-weighted windows of `image` [C, X, Y, Z].
 
-    Settings used: roi_size, overlap, sw_batch_size, mirror_axes_inference (axes along which windows are also
-    predicted mirrored, singly and together). A volume smaller than the patch is padded with zeros and cut back.
+    Settings used: roi_size, overlap, sw_batch_size, spatial_dims, label_values, regions, mirror_axes_inference (axes
+    along which windows are also predicted mirrored, singly and together), mirror_pairs. A volume smaller than the patch is padded with zeros and cut
+    back.
     `axis` is the stream axis: memory is one patch depth of [classes, ...] sums along it. A network that gives
     values that are not finite raises FloatingPointError.
     """
-    store = PlaneStore(image.shape[1:], classes, scratch, axis)
+    classes = Classes.of(settings)
+    answer = _Answer(networks, settings, classes, autocast)
+    store = PlaneStore(image.shape[1:], classes.outputs, scratch, axis)
     image = image.movedim(1 + axis, 1)  # a view: from here on, and in the sums, the stream axis is the first
     order = (axis, *(a for a in range(3) if a != axis))
     patch = [int(settings["roi_size"][a]) for a in order]
@@ -121,8 +126,7 @@ def stream_probabilities(
     image, before = _padded(image, patch)
     full = [int(n) for n in image.shape[1:]]
     starts = [window_starts(n, p, float(settings["overlap"])) for n, p in zip(full, patch, strict=True)]
-    sums = _Sums(classes, patch, full, device)
-    flips = _flips(settings.get("mirror_axes_inference") or [])
+    sums = _Sums(classes.outputs, patch, full, device)
     columns = list(itertools.product(starts[1], starts[2]))
     batch = int(settings["sw_batch_size"])
     try:
@@ -130,7 +134,7 @@ def stream_probabilities(
             for group in (columns[i : i + batch] for i in range(0, len(columns), batch)):
                 windows = torch.stack([_window(image, (start, *corner), patch) for corner in group]).to(device)
                 windows = windows.movedim(2, 2 + axis).contiguous()
-                means = _mean_probabilities(networks, windows, flips, autocast).movedim(2 + axis, 2)
+                means = answer(windows).movedim(2 + axis, 2)
                 for corner, mean in zip(group, means, strict=True):
                     sums.add(mean, *corner)
             for index, plane in enumerate(sums.finish(following - start), start - before[0]):
@@ -195,29 +199,39 @@ def _flips(axes: Sequence[int]) -> list[tuple[int, ...]]:
     return [tuple(2 + a for a in some) for n in range(len(axes) + 1) for some in itertools.combinations(axes, n)]
 
 
-def _mean_probabilities(
-    networks: Sequence[torch.nn.Module], windows: torch.Tensor, flips: Sequence[tuple[int, ...]], autocast: Autocast
-) -> torch.Tensor:
-    """Mean over networks and mirrorings of softmax probabilities, float32 [B, K, ...]."""
-    mean: torch.Tensor | None = None
-    for number, network in enumerate(networks, 1):
-        for dims in flips:
-            mirrored = windows.flip(dims) if dims else windows
-            probabilities = _probabilities(network, mirrored, autocast)
-            if not math.isfinite(float(probabilities.sum())):  # half precision may have overflowed on this window
-                probabilities = _probabilities(network, mirrored, contextlib.nullcontext)
-            if not math.isfinite(float(probabilities.sum())):
-                raise FloatingPointError(f"network {number} of {len(networks)} gives values that are not finite")
-            probabilities = probabilities.flip(dims) if dims else probabilities
-            mean = probabilities if mean is None else mean.add_(probabilities)
-    if mean is None:
-        raise ValueError("no network was given")
-    return mean.div_(len(networks) * len(flips))
+class _Answer:
+    """Mean over networks and mirrorings of the probabilities of windows, float32 [B, K, ...]."""
 
+    def __init__(
+        self, networks: Sequence[torch.nn.Module], settings: Mapping[str, Any], classes: Classes, autocast: Autocast
+    ):
+        if not networks:
+            raise ValueError("no network was given")
+        self.networks, self.classes, self.autocast = networks, classes, autocast
+        self.slice_axis = slice_axis(settings)
+        self.flips = _flips(settings.get("mirror_axes_inference") or [])
+        sides = any(2 in dims for dims in self.flips) and settings.get("mirror_pairs")
+        self.mirrored = classes.mirrored(settings["mirror_pairs"]) if sides else None
 
-def _probabilities(network: torch.nn.Module, windows: torch.Tensor, autocast: Autocast) -> torch.Tensor:
-    """Softmax of the logits; of the first ones where a network gives several (deep supervision)."""
-    with autocast():
-        logits = network(windows)
-    logits = logits[0] if isinstance(logits, (list, tuple)) else logits
-    return torch.softmax(logits.float(), 1)
+    def __call__(self, windows: torch.Tensor) -> torch.Tensor:
+        mean: torch.Tensor | None = None
+        for number, network in enumerate(self.networks, 1):
+            for dims in self.flips:
+                mirrored = windows.flip(dims) if dims else windows
+                probabilities = self._probabilities(network, mirrored, self.autocast)
+                if not math.isfinite(float(probabilities.sum())):  # half precision may have overflowed on this window
+                    probabilities = self._probabilities(network, mirrored, contextlib.nullcontext)
+                if not math.isfinite(float(probabilities.sum())):
+                    message = f"network {number} of {len(self.networks)} gives values that are not finite"
+                    raise FloatingPointError(message)
+                probabilities = probabilities.flip(dims) if dims else probabilities
+                if 2 in dims and self.mirrored:  # what was seen on the left belongs to the right
+                    probabilities = probabilities[:, self.mirrored]
+                mean = probabilities if mean is None else mean.add_(probabilities)
+        assert mean is not None
+        return mean.div_(len(self.networks) * len(self.flips))
+
+    def _probabilities(self, network: torch.nn.Module, windows: torch.Tensor, autocast: Autocast) -> torch.Tensor:
+        with autocast():
+            logits = run_network(network, windows, self.slice_axis)
+        return self.classes.activate(logits.float())

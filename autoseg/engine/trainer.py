@@ -68,7 +68,8 @@ class Trainer:
         self.stop = False
         torch.manual_seed(int(self.settings["seed"]))
         self.network = bundle.network().to(self.device)
-        self.layout = torch.channels_last_3d if self.settings["channels_last"] else torch.contiguous_format
+        last = torch.channels_last if int(self.settings["spatial_dims"]) == 2 else torch.channels_last_3d
+        self.layout = last if self.settings["channels_last"] else torch.contiguous_format
         self.network = self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
         torch.backends.cudnn.benchmark = True
         self.average = build_average(self.network, self.settings)

@@ -11,7 +11,9 @@ import torch
 from monai.inferers import sliding_window_inference
 
 from autoseg.engine.cache import CachedCase
-from autoseg.evaluation import dice_by_label, mean_dice, mean_dice_by_label
+from autoseg.engine.classes import Classes
+from autoseg.engine.slices import run_network, slice_axis
+from autoseg.evaluation import mean_dice, mean_dice_by_label
 
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 
@@ -24,8 +26,9 @@ def validate_cached(
     device: torch.device,
     autocast: Autocast,
 ) -> tuple[dict[str, float], float]:
-    """(Dice by label value, mean Dice) over preprocessed cases, at the spacing the network sees."""
-    values = settings["label_values"]
+    """(Dice by label value or region, mean Dice) over preprocessed cases, at the spacing the network sees."""
+    classes = Classes.of(settings)
+    axis = slice_axis(settings)
     scores = []
     for case in cases:
         image = torch.from_numpy(np.asarray(case.image, np.float32))[None].to(device)
@@ -34,11 +37,9 @@ def validate_cached(
                 image,
                 settings["roi_size"],
                 int(settings["sw_batch_size"]),
-                network,
+                lambda windows: run_network(network, windows, axis),
                 overlap=float(settings["validation_overlap"]),
                 mode="gaussian",
             )
-        indices = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
-        found = dice_by_label(indices, np.asarray(case.label), list(range(1, len(values))))
-        scores.append({str(values[int(index)]): value for index, value in found.items()})
+        scores.append(classes.dice(logits[0], np.asarray(case.label)))
     return mean_dice_by_label(scores), mean_dice(scores)

@@ -12,10 +12,11 @@ from numbers import Integral
 from pathlib import Path
 
 from autoseg.errors import Fault, Faults, InputError
-from autoseg.evaluation.label_maps import WARN_SHIFT, LabelMap, onto_grid_of, read_label_map
+from autoseg.evaluation.label_maps import WARN_SHIFT, LabelMap, onto_grid_of
 from autoseg.evaluation.matching import Pair, match_folders
-from autoseg.evaluation.metrics import ABSENT, evaluate_case, label_values
+from autoseg.evaluation.metrics import ABSENT
 from autoseg.evaluation.results import CaseScore, Evaluation, summarize
+from autoseg.evaluation.scored import Scored
 from autoseg.records import Case, Event
 
 Notify = Callable[[Event], None]
@@ -57,12 +58,16 @@ def evaluate_pairs(
     tolerance_mm: float = 1.0,
     workers: int = 1,
     notify: Notify | None = None,
+    regions: Sequence[Sequence[int]] = (),
 ) -> Evaluation:
     """Score every (case, prediction, reference); one InputError holds the faults of all that cannot be compared.
 
     `labels`: the values to score, with their names if they have any; without, or empty, the values that the references
     hold, and then a value that stands in predictions alone is a fault. `workers` cases are in memory at a time; they
     run in threads, since decompression, comparisons and neighbour searches release Python's lock.
+
+    `regions`: sets of label values to score instead, and `labels` are their names by number, from 1 on. A prediction
+    holds their values, or one mask a region.
     """
     notify = notify or _silent
     faults = Faults()
@@ -76,7 +81,8 @@ def evaluate_pairs(
             faults.add("", "pairs", f"case '{case}' is given {times} times")
     faults.raise_if_any()
 
-    compared = _compare_all(pairs, sorted(names), tolerance_mm, workers, notify)
+    scored = Scored(names, tuple(tuple(region) for region in regions))
+    compared = _compare_all(pairs, scored, tolerance_mm, workers, notify)
     for item in compared:
         faults.extend(item.faults)
     if not names:
@@ -105,12 +111,12 @@ def _names(labels: Labels | None, faults: Faults) -> dict[int, str]:
 
 
 def _compare_all(
-    pairs: Sequence[Pair], values: Sequence[int], tolerance_mm: float, workers: int, notify: Notify
+    pairs: Sequence[Pair], scored: Scored, tolerance_mm: float, workers: int, notify: Notify
 ) -> list[_Compared]:
     """What came of each pair, in their order."""
     pool = ThreadPoolExecutor(max(1, min(workers, len(pairs))))
     try:
-        futures = [pool.submit(_compare, str(p), str(r), values, tolerance_mm) for _, p, r in pairs]
+        futures = [pool.submit(_compare, str(p), str(r), scored, tolerance_mm) for _, p, r in pairs]
         for done, _ in enumerate(as_completed(futures), 1):
             notify(Event("progress", "evaluation", {"stage": "evaluation", "done": done, "total": len(pairs)}))
         return [future.result() for future in futures]
@@ -118,33 +124,33 @@ def _compare_all(
         pool.shutdown(cancel_futures=True)  # when interrupted, what has not begun is not begun
 
 
-def _compare(prediction_path: str, reference_path: str, values: Sequence[int], tolerance_mm: float) -> _Compared:
+def _compare(prediction_path: str, reference_path: str, scored: Scored, tolerance_mm: float) -> _Compared:
     faults = Faults()
-    prediction, predicted = _read(prediction_path, not values, faults)
-    reference, true = _read(reference_path, not values, faults)
+    prediction, predicted = _read(prediction_path, scored, faults)
+    reference, true = _read(reference_path, scored, faults)
     if prediction is None or reference is None:
         return _Compared(tuple(faults.items), predicted, true)
     try:
         reference, shift = onto_grid_of(prediction, reference)
     except InputError as error:
         return _Compared(error.faults, predicted, true)
-    scored = list(values) or sorted({*(predicted or ()), *(true or ())})
-    metrics = evaluate_case(prediction.data, reference.data, reference.spacing, scored, tolerance_mm)
-    return _Compared((), predicted, true, {value: metrics[str(value)] for value in scored}, shift)
+    labels = sorted(scored.names) or sorted({*(predicted or ()), *(true or ())})
+    metrics = scored.metrics(prediction.data, reference.data, reference.spacing, tolerance_mm, labels)
+    return _Compared((), predicted, true, metrics, shift)
 
 
-def _read(path: str, every_value: bool, faults: Faults) -> tuple[LabelMap | None, frozenset[int] | None]:
-    """(label map, its values), or None twice with the fault noted; `every_value`: all of them are to be scored."""
+def _read(path: str, scored: Scored, faults: Faults) -> tuple[LabelMap | None, frozenset[int] | None]:
+    """(label map, what it holds), or None twice with the fault noted."""
     try:
-        found = read_label_map(path)
+        found = scored.read(path)
     except InputError as error:
         faults.extend(error.faults)
         return None, None
-    values = label_values(found.data)
-    if every_value and len(values) > MOST_VALUES:
+    values = scored.present(found.data)
+    if not scored.names and len(values) > MOST_VALUES:
         faults.add(path, "labels", f"holds {len(values)} different values: is this an image?")
         return None, None
-    return found, frozenset(values)
+    return found, values
 
 
 def _found_names(pairs: Sequence[Pair], compared: Sequence[_Compared], faults: Faults) -> dict[int, str]:

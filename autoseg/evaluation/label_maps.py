@@ -15,6 +15,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from autoseg.errors import Fault, InputError
+from autoseg.evaluation.regions import Regions, bits_of_channels, bits_of_labels
 
 ROUNDING = 1e-3  # what a stored label may differ from an integer: files with a scale hold 0.9999999
 HIGHEST = (1 << 16) - 1
@@ -54,19 +55,26 @@ class LabelMap:
         return LabelMap(self.path, data, self.affine @ orientations.inv_ornt_aff(turn, self.data.shape))
 
 
-def read_label_map(path: str | Path) -> LabelMap:
-    """Read a label map (NIfTI by nibabel, other formats by MONAI); an InputError says why a file cannot be one."""
+def read_label_map(path: str | Path, regions: Regions = ()) -> LabelMap:
+    """Read a label map (NIfTI by nibabel, other formats by MONAI); an InputError says why a file cannot be one.
+
+    With `regions`, the data are their bits; a file with one mask a region, [X, Y, Z, R], is read as well then.
+    """
     path = str(path)
     try:
         data, affine = _read_nifti(path) if path.lower().endswith(NIFTI) else _read_other(path)
         if data.ndim == 2:
             data = data[..., None]
-        if data.ndim != 3:
+        masks = data.ndim == 4 and data.shape[-1] == len(regions) > 0
+        if data.ndim != 3 and not masks:
             shape = shape_text(data.shape)
             raise _UnfitError("shape", f"is {data.ndim}D ({shape}); one map of label values is wanted, not channels")
         if not np.isfinite(affine).all() or not np.linalg.det(affine[:3, :3]):
             raise _UnfitError("affine", "is not usable: an axis has no length, or two run along one direction")
-        return LabelMap(path, _whole_numbers(data), affine)
+        if masks:
+            return LabelMap(path, bits_of_channels(data), affine)
+        labels = _whole_numbers(data)
+        return LabelMap(path, bits_of_labels(labels, regions) if regions else labels, affine)
     except _UnfitError as error:
         raise InputError([Fault(path, error.field, str(error))]) from None
 

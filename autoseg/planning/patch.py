@@ -57,30 +57,55 @@ def median_size(stats: Statistics, spacing: list[float]) -> Triple:
     return sizes[0], sizes[1], sizes[2]
 
 
+@dataclass(frozen=True)
+class PatchRule:
+    """What a family asks of its patches.
+
+    `levels`: resolutions at most, or, where `fixed`, always and along every axis: shorter axes are then padded.
+    `voxels_cpu`, `voxels_gpu`: the most a patch may have there. `smallest_batch` and `largest_batch` bound the patches
+    of a step, which together have the voxels of `smallest_batch` patches of the most voxels.
+    """
+
+    levels: int
+    fixed: bool = False
+    voxels_cpu: int = CPU_PATCH_VOXELS
+    voxels_gpu: int = GPU_PATCH_VOXELS
+    smallest_batch: int = 2
+    largest_batch: int = 2
+
+    def voxels(self, machine: Machine) -> int:
+        return self.voxels_gpu if machine.kind == "cuda" else self.voxels_cpu
+
+
 def plan_patch(
-    stats: Statistics, spacing: list[float], machine: Machine, max_levels: int, bytes_per_voxel: float, batch: int
+    stats: Statistics,
+    spacing: list[float],
+    machine: Machine,
+    rule: PatchRule,
+    bytes_per_voxel: float,
+    slice_axis: int | None = None,
 ) -> tuple[Patch, str]:
-    """The patch for a network of at most `max_levels` levels that keeps `bytes_per_voxel` of activations.
+    """The patch for a network that keeps `bytes_per_voxel` of activations; one plane across `slice_axis`, if given.
 
     Starts from the median size, shrinks the axis longest in mm until the voxels fit the device's budget (70 % of
-    its memory at `batch`, or CPU_PATCH_VOXELS), then rounds to the network's stride: up, while the patch stays
-    within the budget and GROWTH of the median size, else down.
+    its memory for a smallest batch, or the rule's voxels), then rounds to the network's stride: up, while the patch
+    stays within the budget and GROWTH of the median size, else down.
     """
-    budget = CPU_PATCH_VOXELS if machine.kind != "cuda" else GPU_PATCH_VOXELS
-    budget = min(budget, int(0.7 * machine.memory / (bytes_per_voxel * batch)))
+    budget = min(rule.voxels(machine), int(0.7 * machine.memory / (bytes_per_voxel * rule.smallest_batch)))
     median = median_size(stats, spacing)
-    size = [max(1.0, s) for s in median]
+    seen = [axis for axis in range(3) if axis != slice_axis]
+    size = [max(1.0, s) if axis in seen else 1.0 for axis, s in enumerate(median)]
     while math.prod(size) > budget:
-        axis = max(range(3), key=lambda a: size[a] * spacing[a])
+        axis = max(seen, key=lambda a: size[a] * spacing[a])
         size[axis] *= 0.97
-    halvings, levels = _halvings(size, spacing, max_levels)
-    shape = []
-    for axis in range(3):
+    halvings, levels = _halvings(size, spacing, rule, seen)
+    shape = [1, 1, 1]
+    for axis in seen:
         stride = 2 ** halvings[axis]
         up = math.ceil(size[axis] / stride - 1e-6) * stride
         grown = math.prod(up if a == axis else size[a] for a in range(3))
         fits = grown <= GROWTH * budget and up <= max(GROWTH * median[axis], stride)
-        shape.append(up if fits else max(stride, math.floor(size[axis] / stride) * stride))
+        shape[axis] = up if fits else max(stride, math.floor(size[axis] / stride) * stride)
     reason = (
         f"median size {'x'.join(f'{m:.0f}' for m in median)} within {budget} voxels ({machine.kind}), "
         f"multiples of {'x'.join(str(2**h) for h in halvings)}"
@@ -88,17 +113,32 @@ def plan_patch(
     return Patch((shape[0], shape[1], shape[2]), levels, halvings), reason
 
 
-def _halvings(size: list[float], spacing: list[float], max_levels: int) -> tuple[tuple[int, int, int], int]:
-    """How often each axis is halved, and the number of levels.
+def plan_batch(patch: Patch, machine: Machine, rule: PatchRule, bytes_per_voxel: float) -> tuple[int, str]:
+    """Patches of a step: small ones are more, within the rule and 70 % of the memory."""
+    voxels = math.prod(patch.size)
+    by_rule = min(rule.largest_batch, rule.smallest_batch * rule.voxels(machine) // voxels)
+    by_memory = int(0.7 * machine.memory / (bytes_per_voxel * voxels))
+    batch = max(1, rule.smallest_batch, min(by_rule, by_memory))
+    return batch, f"{batch} x {voxels} voxels, between {rule.smallest_batch} and {rule.largest_batch} patches"
+
+
+def _halvings(
+    size: list[float], spacing: list[float], rule: PatchRule, seen: list[int]
+) -> tuple[tuple[int, int, int], int]:
+    """How often each axis is halved (never one that is not `seen`), and the number of levels.
 
     Coarse axes wait until the finer ones have caught up (a factor of two each time), as SegResNetDS does for a
     given resolution; no axis falls under SMALLEST_BOTTLENECK voxels.
     """
-    behind = [math.floor(math.log2(max(spacing) / s) + 1e-6) for s in spacing]
-    levels = max_levels
+    if rule.fixed:
+        first, second, third = (rule.levels - 1 if a in seen else 0 for a in range(3))
+        return (first, second, third), rule.levels
+    coarsest = max(spacing[a] for a in seen)
+    behind = [math.floor(math.log2(coarsest / s) + 1e-6) if a in seen else 0 for a, s in enumerate(spacing)]
+    levels = rule.levels
     while levels > 1:
-        halvings = [max(0, levels - 1 - max(behind) + b) for b in behind]
-        if all(size[a] / 2 ** halvings[a] >= min(SMALLEST_BOTTLENECK, size[a]) for a in range(3)):
+        halvings = [max(0, levels - 1 - max(behind) + b) if a in seen else 0 for a, b in enumerate(behind)]
+        if all(size[a] / 2 ** halvings[a] >= min(SMALLEST_BOTTLENECK, size[a]) for a in seen):
             return (halvings[0], halvings[1], halvings[2]), levels
         levels -= 1
     return (0, 0, 0), 1

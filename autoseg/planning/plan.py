@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from autoseg.planning.patch import Patch, plan_patch, resample_needed, target_spacing
+from autoseg.planning.patch import (
+    ANISOTROPY,
+    Patch,
+    PatchRule,
+    plan_batch,
+    plan_patch,
+    resample_needed,
+    target_spacing,
+)
 from autoseg.planning.statistics import Machine, Statistics
 
 CPU_ITERATIONS = 1000  # about ten minutes of one core for a patch of 40x56x40 at 16 filters and batch 2
@@ -16,18 +24,22 @@ CT_WORDS = ("CT",)
 
 @dataclass(frozen=True)
 class FamilyTraits:
-    """What planning must know of a family. `bytes_per_voxel`: activations kept for one patch voxel in training."""
+    """What planning must know of a family. `bytes_per_voxel_and_filter`: activations kept for one patch voxel."""
 
-    max_levels: int
+    patch: PatchRule
     filters_cpu: int
     filters_gpu: int
     bytes_per_voxel_and_filter: float
     learning_rate_cpu: float
     learning_rate_gpu: float
-    batch: int = 2
+    spatial_dims: int = 3
 
     def filters(self, machine: Machine) -> int:
         return self.filters_gpu if machine.kind == "cuda" else self.filters_cpu
+
+    def width(self, machine: Machine) -> tuple[int, str]:
+        """Filters of the first level, and the reason."""
+        return self.filters(machine), f"trains in minutes on a {machine.kind}"
 
 
 @dataclass
@@ -47,21 +59,45 @@ class Plan:
 def plan_family(stats: Statistics, machine: Machine, modality: str, traits: FamilyTraits) -> Plan:
     """Everything but what is the family's own: geometry, normalisation, patch, batch, length, windows, precision."""
     plan = Plan()
-    filters = traits.filters(machine)
     spacing, reason = target_spacing(stats)
     plan.set("resample_to_spacing", spacing, reason)
     plan.set("resample", *resample_needed(stats))
-    bytes_per_voxel = traits.bytes_per_voxel_and_filter * filters * (1.0 if machine.kind == "cuda" else 2.0)
-    patch, reason = plan_patch(stats, spacing, machine, traits.max_levels, bytes_per_voxel, traits.batch)
+    bytes_per_voxel = (
+        traits.bytes_per_voxel_and_filter * traits.filters(machine) * (1.0 if machine.kind == "cuda" else 2.0)
+    )
+    coarsest = max(range(3), key=lambda axis: spacing[axis])
+    across = None if traits.spatial_dims == 3 else 2 if stats.image_dims == 2 else coarsest
+    patch, reason = plan_patch(stats, spacing, machine, traits.patch, bytes_per_voxel, across)
     plan.patch = patch
+    plan.set("spatial_dims", traits.spatial_dims, "the family's")
     plan.set("roi_size", list(patch.size), reason)
-    plan.set("num_images_per_batch", traits.batch, "two patches a step: instance norm needs no more, memory no less")
-    plan.set("init_filters", filters, f"small enough to train in minutes on a {machine.kind}")
+    plan.set("num_images_per_batch", *plan_batch(patch, machine, traits.patch, bytes_per_voxel))
     plan.set("input_channels", stats.channels, "channels of every case")
+    plan.set("image_files", stats.image_files, "files of every case")
+    plan.set("image_dims", stats.image_dims, "dimensions of the files")
     _plan_normalization(plan, stats, modality)
     _plan_length(plan, stats, machine, traits)
     _plan_inference(plan, stats, machine, spacing)
+    _plan_rotation(plan, spacing, across)
+    if stats.image_dims == 2 and traits.spatial_dims == 3:
+        plan.skip = "the images are 2D"
     return plan
+
+
+def is_anisotropic(stats: Statistics) -> bool:
+    """Whether one axis of the cases is over ANISOTROPY times coarser than another (nnU-Net), by their median."""
+    return max(stats.spacing_median) > ANISOTROPY * min(stats.spacing_median)
+
+
+def _plan_rotation(plan: Plan, spacing: Sequence[float], across: int | None) -> None:
+    """Rotation within the planes where they lie far apart: about the coarse axis alone (nnU-Net)."""
+    coarsest = max(range(3), key=lambda axis: spacing[axis])
+    if across is not None:
+        plan.set("rotation_axes", [0], "within the planes")
+    elif spacing[coarsest] > ANISOTROPY * min(spacing):
+        plan.set("rotation_axes", [coarsest], f"axis {coarsest} is over {ANISOTROPY:g} times coarser")
+    else:
+        plan.set("rotation_axes", [0, 1, 2], "no axis is much coarser than another")
 
 
 def _plan_normalization(plan: Plan, stats: Statistics, modality: str) -> None:
@@ -77,7 +113,7 @@ def _plan_normalization(plan: Plan, stats: Statistics, modality: str) -> None:
 
 def _plan_length(plan: Plan, stats: Statistics, machine: Machine, traits: FamilyTraits) -> None:
     """Epochs: 80000/n within 300 and 1250 on a GPU (Auto3DSeg); on a CPU CPU_ITERATIONS steps, in whole epochs."""
-    steps_per_epoch = max(1, math.ceil(stats.n_cases / traits.batch))
+    steps_per_epoch = max(1, math.ceil(stats.n_cases / int(plan.settings["num_images_per_batch"])))
     if machine.kind == "cuda":
         epochs = int(min(1250, max(300, 80000 / max(1, stats.n_cases))))
         plan.set("num_epochs", epochs, f"80000 / {stats.n_cases} cases, within 300 and 1250")
@@ -100,25 +136,31 @@ def _plan_inference(plan: Plan, stats: Statistics, machine: Machine, spacing: Se
     )
     overlap = 0.5 if machine.kind == "cuda" or windows < 30 else 0.25
     plan.set("overlap", overlap, f"a case holds about {windows:.0f} patches")
-    plan.set("sw_batch_size", 4 if machine.kind == "cuda" else 1, "windows in one pass of the network")
+    windows_at_once = (4 if machine.kind == "cuda" else 1) * (1 if plan.settings["spatial_dims"] == 3 else 8)
+    plan.set("sw_batch_size", windows_at_once, "windows in one pass of the network")
     precision = "float16" if machine.kind == "cuda" else "bfloat16"
     plan.set("precision", precision, f"autocast on a {machine.kind}")
 
 
-def mirror_axes(
-    labels: Mapping[int, str], pairs: Sequence[Sequence[int]] | None, machine: Machine
-) -> tuple[list[int], str]:
-    """Axes (RAS) along which a patch may be mirrored: never left-right where labels name left and right.
+def plan_mirroring(
+    plan: Plan, labels: Mapping[int, str], pairs: Sequence[Sequence[int]] | None, machine: Machine
+) -> None:
+    """Axes (RAS) along which patches are mirrored, and the label values that change places along left-right.
 
     On a CPU's short schedule only the body's own symmetry is used: on hippocampus, after 260 steps, mirroring along
-    left-right alone reached a validation Dice of 0.85 where mirroring along all axes reached 0.80.
+    left-right alone reached a validation Dice of 0.85 where mirroring along all axes reached 0.80. `pairs` are the
+    user's, instead of those that the names tell. A label that names a side and has no counterpart forbids the axis.
     """
     axes, reason = ([0, 1, 2], "a long schedule") if machine.kind == "cuda" else ([0], "a short schedule")
-    found = [list(p) for p in pairs] if pairs is not None else left_right_pairs(labels)
-    if found:
-        names = ", ".join(f"{labels.get(a, a)}/{labels.get(b, b)}" for a, b in found)
-        return axes[1:], f"{reason}; axis 0 is left-right and the labels name sides: {names}"
-    return axes, f"{reason}; no labels that differ only in left and right"
+    found = [[int(v) for v in pair] for pair in pairs] if pairs is not None else left_right_pairs(labels)
+    paired = {value for pair in found for value in pair}
+    alone = [] if pairs is not None else [name for v, name in labels.items() if v not in paired and names_side(name)]
+    if alone:
+        plan.set("mirror_axes", axes[1:], f"{reason}; not along left-right: {', '.join(alone)} has no counterpart")
+    else:
+        plan.set("mirror_axes", axes, reason)
+    names = ", ".join(f"{labels.get(a, a)}/{labels.get(b, b)}" for a, b in found)
+    plan.set("mirror_pairs", found, f"left and right: {names}" if found else "no labels that differ only in the side")
 
 
 SIDES = (
@@ -156,6 +198,11 @@ def left_right_pairs(labels: Mapping[int, str]) -> list[list[int]]:
         if pair not in unique:
             unique.append(pair)
     return unique
+
+
+def names_side(name: str) -> bool:
+    """Whether a label's name holds a whole word for left or right; letters alone (L, R) do not count."""
+    return any(len(word) > 2 and word in pair for word in _words(name) for pair in SIDES)
 
 
 def _words(name: str) -> list[str]:

@@ -47,6 +47,8 @@ class Statistics:
     label_values: tuple[int, ...]
     voxels: Mapping[str, int]
     cases_with_label: Mapping[str, int]
+    image_dims: int = 3
+    image_files: int = 1
 
 
 def read_statistics(datastats: Mapping[str, Any]) -> Statistics:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from autoseg.bundles import TemplateAlgo
-from autoseg.planning import FamilyTraits, Machine, Plan, Statistics, plan_family
+from autoseg.planning import FamilyTraits, Machine, PatchRule, Plan, Statistics, plan_family
 
 BLOCKS = [1, 2, 2, 4, 4]
 TRAITS = FamilyTraits(
-    max_levels=5,
+    patch=PatchRule(levels=5),
     filters_cpu=16,
     filters_gpu=32,
     bytes_per_voxel_and_filter=60.0,
@@ -26,6 +26,7 @@ class SegresnetAlgo(TemplateAlgo):
         levels = plan.patch.levels
         spacing = plan.settings["resample_to_spacing"]
         anisotropic = len(set(plan.patch.halvings)) > 1
+        plan.set("init_filters", *TRAITS.width(machine))
         plan.set("blocks_down", BLOCKS[:levels], f"the patch can be halved {max(plan.patch.halvings)} times")
         plan.set("dsdepth", min(4, max(1, levels - 1)), "every level but the deepest is supervised")
         plan.set("resolution", spacing if anisotropic else None, "kernels stay flat until spacings are alike")

@@ -1,0 +1,22 @@
+"""Networks of slices among volumes: they see the planes across the axis of [B, C, X, Y, Z] along which a patch is 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+
+def slice_axis(settings: Mapping[str, Any]) -> int | None:
+    """The axis (0 to 2) across which a 2D network's planes lie; None for a 3D network."""
+    if int(settings["spatial_dims"]) == 3:
+        return None
+    return [int(n) for n in settings["roi_size"]].index(1)
+
+
+def run_network(network: torch.nn.Module, windows: torch.Tensor, axis: int | None) -> torch.Tensor:
+    """Logits [B, K, X, Y, Z] of windows [B, C, X, Y, Z]; the finest ones of a network with deep supervision."""
+    outputs = network(windows if axis is None else windows.squeeze(2 + axis))
+    logits: torch.Tensor = outputs[0] if isinstance(outputs, (list, tuple)) else outputs
+    return logits if axis is None else logits.unsqueeze(2 + axis)
