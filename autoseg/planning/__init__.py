@@ -1,7 +1,18 @@
 """Planning: statistics, device and budget in, hyper-parameters with their reasons out. Pure functions, no files."""
 
+from autoseg.planning.normalization import normalize_modes
 from autoseg.planning.patch import Patch, plan_patch
 from autoseg.planning.plan import FamilyTraits, Plan, plan_family
 from autoseg.planning.statistics import Machine, Statistics, read_statistics
 
-__all__ = ["FamilyTraits", "Machine", "Patch", "Plan", "Statistics", "plan_family", "plan_patch", "read_statistics"]
+__all__ = [
+    "FamilyTraits",
+    "Machine",
+    "Patch",
+    "Plan",
+    "Statistics",
+    "normalize_modes",
+    "plan_family",
+    "plan_patch",
+    "read_statistics",
+]

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from autoseg.planning.normalization import normalize_modes
 from autoseg.planning.patch import Patch, plan_patch, resample_needed, target_spacing
 from autoseg.planning.statistics import Machine, Statistics
 
 CPU_ITERATIONS = 1000  # about ten minutes of one core for a patch of 40x56x40 at 16 filters and batch 2
-CT_WORDS = ("CT",)
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,12 @@ def plan_family(stats: Statistics, machine: Machine, modality: str, traits: Fami
 
 def _plan_normalization(plan: Plan, stats: Statistics, modality: str) -> None:
     """CT: clip to the pooled foreground's 0.5-99.5 percentiles, then its z-score; else z-score by case (nnU-Net)."""
-    if modality in CT_WORDS:
-        bounds = [[c.percentile_00_5, c.percentile_99_5, c.mean, max(c.std, 1e-6)] for c in stats.intensity]
+    modes = normalize_modes(modality, None, stats.channels)
+    if "ct" in modes:
+        bounds = [
+            [c.percentile_00_5, c.percentile_99_5, c.mean, max(c.std, 1e-6)] if mode == "ct" else None
+            for c, mode in zip(stats.intensity, modes, strict=False)  # MONAI's statistics are of one channel
+        ]
         plan.set("normalize_mode", "ct", "CT numbers are absolute: clipped and scaled by the pooled foreground")
         plan.set("intensity_bounds", bounds, "by channel: 0.5 and 99.5 percentile, mean and deviation of foreground")
     else:
