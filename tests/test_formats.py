@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from autoseg.datalist import case_id, find_images, formats, is_image, unreadable
+from autoseg.errors import InputError
 from autoseg.pipeline.predicting import input_cases
 from autoseg.workspace import file_stamp, path_bytes
 
@@ -49,17 +50,23 @@ def test_what_is_an_image(tmp_path: Path) -> None:
     assert not is_image(tmp_path / "empty") and find_images(tmp_path / "empty") == []
 
 
-def test_cases_to_predict(tmp_path: Path) -> None:
-    for name in ("p1", "p2.x"):
-        fake_series(tmp_path / "in" / name)
-    cases = input_cases(tmp_path / "in", 1)
-    assert [case.id for case in cases] == ["p1", "p2.x"] and cases[1].image == (str(tmp_path / "in" / "p2.x"),)
-    assert [case.id for case in input_cases(tmp_path / "in" / "p1", 1)] == ["p1"]
-    for name in ("q_0000.mha", "q_0001.mha", "r_0000.npy"):
-        (tmp_path / "in" / name).touch()
-    fake_series(tmp_path / "in" / "r_0001")
-    found = {case.id: [Path(path).name for path in case.image] for case in input_cases(tmp_path / "in", 2)}
+def test_cases_to_predict(tmp_path: Path, write_dicom: WriteDicom) -> None:
+    source = tmp_path / "in"
+    for name in ("p1", "p2.x", "r_0001"):
+        write_dicom(source / name, VOLUME)
+    assert [case.id for case in input_cases(source, 1)] == ["p1", "p2.x", "r_0001"]
+    assert [(case.id, case.image) for case in input_cases(source / "p1", 1)] == [("p1", (str(source / "p1"),))]
+    for name in ("q_0000.mha", "q_0001.mha"):
+        (source / name).touch()
+    np.save(source / "r_0000.npy", VOLUME)
+    found = {case.id: [Path(path).name for path in case.image] for case in input_cases(source, 2)}
     assert found == {"p1": ["p1"], "p2.x": ["p2.x"], "q": ["q_0000.mha", "q_0001.mha"], "r": ["r_0000.npy", "r_0001"]}
+    write_dicom(source / "p1", VOLUME, uid="1.2.5")
+    (source / "bad.npz").touch()
+    with pytest.raises(InputError) as caught:
+        input_cases(source, 1)
+    assert [Path(fault.file).name for fault in caught.value.faults] == ["bad.npz", "p1"]
+    assert "2 DICOM series" in str(caught.value)
 
 
 def test_a_folder_has_a_stamp_and_a_size(tmp_path: Path) -> None:

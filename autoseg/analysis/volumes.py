@@ -197,11 +197,10 @@ def _read_plain(proxy: Any) -> Array:
 
 
 def _split(raw: Array) -> tuple[Array, ...]:
-    """Channels stand last in a NIfTI; axes of one voxel behind the third mean nothing."""
+    """Channels stand last in a NIfTI. Of a vector image (5D) MONAI would take the fourth axis for one of space."""
     if raw.ndim > 4:
-        raw = raw.reshape(raw.shape[:3] + tuple(n for n in raw.shape[3:] if n > 1), order="A")
-    if raw.ndim > 4:
-        raise VolumeError(f"has {raw.ndim} dimensions: three, and one more for channels, is the most")
+        shape = shape_text(raw.shape)
+        raise VolumeError(f"has {raw.ndim} dimensions ({shape}): store channels along a fourth one, or one a file")
     return (raw,) if raw.ndim < 4 else tuple(raw[..., channel] for channel in range(raw.shape[3]))
 
 

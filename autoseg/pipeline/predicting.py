@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from autoseg.datalist import case_id, find_images
+from autoseg.datalist import case_id, find_images, unreadable
 from autoseg.datalist.formats import IMAGE_ENDINGS
 from autoseg.ensemble.members import choose_members
 from autoseg.errors import Fault, InputError, NoResultError
@@ -135,7 +135,7 @@ def input_cases(source: str | Path, channels: int) -> list[Case]:
     """The images to predict: one file or DICOM folder, or every image (DICOM folders too) of a folder.
 
     With several channels, files named <case>_0000, <case>_0001, ... are the channels of a case (nnU-Net's naming);
-    other files are taken to hold all channels.
+    other files are taken to hold all channels. Raises InputError with every image that no reader can read.
     """
     path = Path(source).expanduser().absolute()
     if not path.exists():
@@ -143,6 +143,10 @@ def input_cases(source: str | Path, channels: int) -> list[Case]:
     files = find_images(path)
     if not files:
         raise InputError([Fault(str(path), "input", f"holds no image ({', '.join(IMAGE_ENDINGS)}, DICOM folders)")])
+    reasons = {file: unreadable(str(file)) for file in files}
+    faults = [Fault(str(file), "input", reason) for file, reason in reasons.items() if reason]
+    if faults:
+        raise InputError(faults)
     groups: dict[str, list[Path]] = {}
     for file in files:
         stem = case_id(str(file))

@@ -10,9 +10,9 @@ CT_WORDS = ("CT",)
 
 
 def normalize_modes(modality: str, normalization: str | Sequence[str] | None, channels: int) -> list[str]:
-    """"ct" or "zscore" for each channel: as `normalization` says (one word for all, or one a channel), else by modality.
+    """`ct` or `zscore` for each channel: as `normalization` says, else by modality.
 
-    `modality` is one word, or one a channel (CT+PET): CT numbers are absolute, all other intensities are relative.
+    Both are one word for all channels, or one a channel (a list; CT+PET). CT numbers are absolute, all others relative.
     Raises InputError where there is another number of words than channels.
     """
     if normalization:
@@ -24,6 +24,8 @@ def normalize_modes(modality: str, normalization: str | Sequence[str] | None, ch
     if len(set(modes)) == 1 and len(modes) in (1, channels):
         return modes[:1] * channels
     if len(modes) != channels:
-        message = f"{'+'.join(words)} is of {len(words)} channels, the images have {channels}: one word, or one a channel"
+        message = (
+            f"{'+'.join(words)} is of {len(words)} channels, the images have {channels}: one word, or one a channel"
+        )
         raise InputError([Fault("", field, message)])
     return modes
