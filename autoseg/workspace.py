@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
 import secrets
 import socket
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -61,9 +63,21 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def file_stamp(path: str | Path) -> tuple[str, int, int]:
-    """(absolute path, bytes, time of change in ns): differs where a file was replaced. Raises OSError without one."""
+    """(absolute path, bytes, time of change in ns): differs where a file was replaced. Raises OSError without one.
+
+    Of a folder (a DICOM series) the third is a digest of names, sizes and times of its files.
+    """
     found = os.stat(path)
-    return os.path.abspath(path), found.st_size, found.st_mtime_ns
+    if not stat.S_ISDIR(found.st_mode):
+        return os.path.abspath(path), found.st_size, found.st_mtime_ns
+    files = sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in os.scandir(path) if e.is_file())
+    digest = hashlib.blake2b(json.dumps(files).encode(), digest_size=8).digest()
+    return os.path.abspath(path), sum(size for _, size, _ in files), int.from_bytes(digest, "big")
+
+
+def path_bytes(path: str | Path) -> int:
+    """Bytes of a file, or of the files in a folder; 0 where there is none."""
+    return file_stamp(path)[1] if os.path.exists(path) else 0
 
 
 def write_json(path: str | Path, value: Any) -> None:

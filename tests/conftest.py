@@ -48,6 +48,33 @@ def shared_dataset() -> Callable[[str], Path]:
     return find
 
 
+@pytest.fixture
+def write_dicom() -> Callable[..., Path]:
+    """`write_dicom(folder, volume, spacing, uid, description)` writes a volume [x, y, z] of int16 as a DICOM series."""
+    itk = pytest.importorskip("itk", reason="itk-core is not installed")
+
+    def write(
+        folder: Path, volume: Any, spacing: tuple[float, ...] = (1, 1, 1), uid: str = "1.2.3.4", description: str = ""
+    ) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(volume.shape[2]):
+            plane = itk.image_from_array(volume[:, :, number].T[None].copy())
+            plane.SetSpacing([float(side) for side in spacing])
+            plane.SetOrigin([0.0, 0.0, number * float(spacing[2])])
+            tags = {"0020|000d": "1.2.3", "0020|000e": uid, "0008|0018": f"{uid}.{number + 1}", "0008|0060": "CT"}
+            tags |= {"0008|103e": description, "0008|0021": "20200101", "0020|0013": str(number)}
+            for tag, value in tags.items():
+                plane.GetMetaDataDictionary()[tag] = value
+            writer = itk.GDCMImageIO.New()
+            writer.KeepOriginalUIDOn()
+            file = itk.ImageFileWriter.New(Input=plane, FileName=str(folder / f"{uid}_{number}.dcm"))
+            file.SetImageIO(writer)
+            file.Update()
+        return folder
+
+    return write
+
+
 TINY = {"roi_size": [16, 16, 16], "init_filters": 8, "blocks_down": [1, 1], "dsdepth": 1, "num_iterations": 6}
 
 

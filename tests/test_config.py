@@ -129,14 +129,44 @@ def test_modality_of_the_datalist(datalist: Path, listed: dict[str, Any], expect
 
 def test_modality_that_is_refused(datalist: Path) -> None:
     assert "did you mean 'MRI'?" in faults({"datalist": str(datalist), "modality": "MRII"})["modality"]
-    assert "normalization" in faults({"datalist": str(datalist), "modality": "CT+PET"})["modality"]
+    found = faults({"datalist": str(datalist), "modality": "CT+PETT"})["modality"]
+    assert found.startswith("'PETT' is none of") and "normalization" in found
     config = load_config({"datalist": str(datalist), "modality": "us", "normalization": "ZScore"})
     assert (config.modality, config.normalization) == ("US", "zscore")
-    datalist.write_text('{"modality": {"0": "CT", "1": "PET"}}')
-    assert "'CT+PET'" in faults({"datalist": str(datalist)})["modality"]
-    assert load_config({"datalist": str(datalist), "normalization": "zscore"}).modality == "CT+PET"
-    datalist.write_text("{}")
+    datalist.write_text('{"training": []}')
     assert "missing" in faults({"datalist": str(datalist)})["modality"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [
+        ({"0": "CT", "1": "PET"}, "CT+PET"),
+        ({"1": "CT", "0": "pt"}, "PET+CT"),
+        ({"0": "CT", "1": "CT"}, "CT"),
+        ({**{str(n): "T1" for n in range(2, 11)}, "1": "CT", "0": "T2"}, "MRI+CT" + 9 * "+MRI"),
+        (["CT", "FLAIR"], "CT+MRI"),
+    ],
+)
+def test_each_channel_has_its_modality(datalist: Path, listed: Any, expected: str) -> None:
+    datalist.write_text(json.dumps({"channel_names": listed}))
+    assert load_config({"datalist": str(datalist)}).modality == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("ct,zscore", ("ct", "zscore")), (["CT", " ZScore"], ("ct", "zscore")), (("zscore",), ("zscore",)), ("ct", "ct")],
+)
+def test_normalization_by_channel(datalist: Path, given: Any, expected: Any) -> None:
+    config = load_config({"datalist": str(datalist), "modality": "CT+XR", "normalization": given})
+    assert config.normalization == expected
+    again = config_to_input(config)
+    assert again["normalization"] == (list(expected) if isinstance(expected, tuple) else expected)
+    assert load_config({**again, "datalist": str(datalist)}).normalization == expected
+
+
+@pytest.mark.parametrize("given", [[], "ct,z", ["ct", 3], {"0": "ct"}])
+def test_normalization_that_is_refused(datalist: Path, given: Any) -> None:
+    assert "is none of ct, zscore" in faults({"datalist": str(datalist), "normalization": given})["normalization"]
 
 
 def test_modality_against_the_datalist_is_warned_of(datalist: Path, caplog: pytest.LogCaptureFixture) -> None:

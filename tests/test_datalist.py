@@ -293,6 +293,20 @@ def test_folder_in_place_of_a_file(tmp_path: Path) -> None:
     assert "is a folder" in faults(path)["training[0].image"]
 
 
+def test_a_folder_of_slices_is_an_image(tmp_path: Path) -> None:
+    training = entries(3)
+    training[0]["image"], training[1]["image"] = "images/1.2.840", "images/empty"
+    path = write(tmp_path, {"training": training})
+    for name in ("1.2.840", "empty"):
+        (tmp_path / "images" / name).unlink(missing_ok=True)
+        (tmp_path / "images" / name).mkdir()
+    (tmp_path / "images" / "1.2.840" / "IM0").write_bytes(b"\0" * 128 + b"DICM")
+    found = faults(path)
+    assert list(found) == ["training[1].image"] and "without files" in found["training[1].image"]
+    (tmp_path / "images" / "empty" / "a.dcm").touch()
+    assert [case.id for case in load_datalist(path).training] == ["1.2.840", "empty", "case_2"]
+
+
 def test_same_image_twice(tmp_path: Path) -> None:
     training = entries(4, 2)
     training[1]["image"] = "images/../images/case_0.nii.gz"

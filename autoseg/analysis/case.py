@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,17 @@ from autoseg.analysis.intensity import (
 )
 from autoseg.analysis.label_map import LabelFile, read_label
 from autoseg.analysis.report import CaseExtras, CaseReport, Pool
-from autoseg.analysis.volumes import Array, Grid, Volume, VolumeError, read_volume, reoriented, shape_text
+from autoseg.analysis.volumes import (
+    Array,
+    Grid,
+    Volume,
+    VolumeError,
+    coverage,
+    onto_grid,
+    read_volume,
+    reoriented,
+    shape_text,
+)
 from autoseg.errors import Faults
 from autoseg.records import Case
 
@@ -28,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 FAULT_SHIFT = 0.1  # of the finest voxel side: further apart, a label no longer marks what it was drawn on
 WARN_SHIFT = 0.01
+LEAST_COVERAGE = 0.5  # of the first channel's volume
 SPACING_TOLERANCE = 1e-3  # relative; headers round
 
 
@@ -73,9 +85,12 @@ class _Examination:
             if self.grid is None:
                 self.grid, self.dtype = volume.grid, volume.dtype
                 label_map = self._fit_label(label, volume.grid)
-            elif not self._compare(path, "channel", volume.grid, self.grid, f"first channel ({case.image[0]})"):
-                complete = False
-                continue
+            else:
+                fitted = self._onto_first(volume)
+                if fitted is None:
+                    complete = False
+                    continue
+                volume = fitted
             for index, raw in enumerate(volume.channels):
                 self.channels.append(self._channel(raw, volume, index, label_map))
         complete = complete and bool(self.channels)
@@ -97,39 +112,69 @@ class _Examination:
         """The label map in the image's axes, or None where its voxels are not the image's; notes what differs."""
         if label is None:
             return None
-        self._compare(label.path, "label", label.grid, grid, "image")
+        self._compare(label.path, label.grid, grid)
         if len(label.grid.shape) == len(grid.shape):
             turned = reoriented(label.data, label.grid, grid)
             if turned.shape == grid.shape:
                 return LabelMap(turned, tuple(label.counts))
         return LabelMap(label.data, tuple(label.counts)) if label.data.shape == grid.shape else None
 
-    def _compare(self, path: str, what: str, own: Grid, other: Grid, reference: str) -> bool:
-        """Note in what `own` differs from the grid that it should be, and what mends it. False: of another shape."""
-        mine, theirs = own.to_ras(own.shape), other.to_ras(other.shape)
+    def _compare(self, path: str, own: Grid, image: Grid) -> None:
+        """Note in what a label's grid differs from its image's, and what mends it."""
+        mine, theirs = own.to_ras(own.shape), image.to_ras(image.shape)
         if mine != theirs:
-            hint = f"resample the {what} onto the image's grid"
-            if own.shape != other.shape and sorted(own.shape) == sorted(other.shape):
+            hint = "resample the label onto the image's grid"
+            if own.shape != image.shape and sorted(own.shape) == sorted(image.shape):
                 hint += ", or reorder its axes if they were swapped"
-            message = f"{what} is {shape_text(own.shape)}, the {reference} {shape_text(other.shape)}: {hint}"
+            message = f"label is {shape_text(own.shape)}, the image {shape_text(image.shape)}: {hint}"
             self.faults.add(path, "shape", message)
-            return False
+            return
+        shift = own.displacement(image)
+        spacing, wanted = own.to_ras(own.spacing), image.to_ras(image.spacing)
+        if shift <= FAULT_SHIFT * min(wanted):
+            self._note(path, "label", "image", own, image)
+        elif len(mine) == 2:
+            mend = "store both in one format: a TIFF's axes run to L and P, those of other pictures to R and A"
+            self.faults.add(path, "affine", f"label lies {shift:.3g} mm off the image: {mend}")
+        elif np.allclose(spacing, wanted, rtol=SPACING_TOLERANCE, atol=0):
+            mend = f"copy the image's affine: they differ by {shift:.3g} mm"
+            self.faults.add(path, "affine", f"{mend}; or resample the label if it was drawn on another grid")
+        else:
+            mend = "copy the image's header if the voxels correspond, else resample the label onto its grid"
+            self.faults.add(path, "spacing", f"label has {_mm(spacing)}, the image {_mm(wanted)}: {mend}")
+
+    def _onto_first(self, volume: Volume) -> Volume | None:
+        """A further file's channels on the first one's grid, resampled if need be; None where they do not belong."""
+        assert self.grid is not None
+        own, first, path = volume.grid, self.grid, volume.path
+        if len(own.shape) != len(first.shape):
+            message = f"channel is {shape_text(own.shape)}, the first channel {shape_text(first.shape)}"
+            self.faults.add(path, "shape", f"{message}: a case is 2D or 3D in all its channels")
+            return None
+        same = own.to_ras(own.shape) == first.to_ras(first.shape)
+        if same and own.displacement(first) <= FAULT_SHIFT * min(first.spacing):
+            self._note(path, "channel", f"first channel ({self.case.image[0]})", own, first)
+            return volume
+        share = coverage(own, first)
+        if share < LEAST_COVERAGE:
+            covered = f"channel covers {share:.0%} of the first one's volume ({self.case.image[0]})"
+            self.faults.add(path, "affine", f"{covered}: of another patient, or with a wrong header?")
+            return None
+        grids = [f"{shape_text(grid.to_ras(grid.shape))} of {_mm(grid.to_ras(grid.spacing))}" for grid in (own, first)]
+        message = f"channel is {grids[0]}, the first one {grids[1]}: it is resampled (linear) onto the first one's grid"
+        self.warnings.add(path, "spacing", message)
+        channels = tuple(onto_grid(raw, own, first) for raw in volume.channels)
+        return replace(volume, channels=channels, grid=first)
+
+    def _note(self, path: str, what: str, reference: str, own: Grid, other: Grid) -> None:
+        """Warn of what is odd about two grids that are one."""
         shift = own.displacement(other)
-        spacing, wanted = own.to_ras(own.spacing), other.to_ras(other.spacing)
-        if shift > FAULT_SHIFT * min(wanted):
-            if np.allclose(spacing, wanted, rtol=SPACING_TOLERANCE, atol=0):
-                mend = f"copy the {reference}'s affine: they differ by {shift:.3g} mm"
-                self.faults.add(path, "affine", f"{mend}; or resample the {what} if it was drawn on another grid")
-            else:
-                mend = f"copy the {reference}'s header if the voxels correspond, else resample the {what} onto its grid"
-                self.faults.add(path, "spacing", f"{what} has {_mm(spacing)}, the {reference} {_mm(wanted)}: {mend}")
-        elif shift > WARN_SHIFT * min(wanted):
+        if shift > WARN_SHIFT * min(other.spacing):
             message = f"{what} and {reference} differ by {shift:.2g} mm, within a tenth of a voxel: taken as one grid"
             self.warnings.add(path, "affine", message)
         elif own.orientation != other.orientation:
             stored = f"{what} is stored {own.orientation}, the {reference} {other.orientation}"
             self.warnings.add(path, "orientation", f"{stored}: the same grid once both are reoriented")
-        return True
 
     # ---- intensities
 

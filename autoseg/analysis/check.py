@@ -28,7 +28,7 @@ def check_reports(datalist: Datalist, reports: Sequence[CaseReport]) -> CheckRes
         warnings.extend(report.warnings)
         _check_values(datalist, report, faults)
     _check_label_presence(datalist, known, warnings)
-    _check_channels(reports, faults)
+    _check_alike(reports, faults)
     _check_duplicates(datalist, known, faults, warnings)
     return CheckResult(tuple(faults.items), tuple(warnings.items))
 
@@ -66,16 +66,16 @@ def _check_label_presence(datalist: Datalist, known: Mapping[str, CaseReport], w
             warnings.add(datalist.path, f"labels.{value}", message)
 
 
-def _check_channels(reports: Sequence[CaseReport], faults: Faults) -> None:
-    """All cases need the same number of channels; the fewer ones are named."""
-    channels = {report.case: report.extras.channels for report in reports if report.extras is not None}
-    if len(set(channels.values())) < 2:
-        return
-    usual = Counter(channels.values()).most_common(1)[0][0]
-    for report in reports:
-        if report.extras is not None and report.extras.channels != usual:
-            message = f"{report.extras.channels} channels, most cases have {usual}"
-            faults.add(report.image[0], "image", message)
+def _check_alike(reports: Sequence[CaseReport], faults: Faults) -> None:
+    """All cases have as many channels, and are 2D or 3D, as most have; the others are named."""
+    read = [(report, report.extras) for report in reports if report.extras is not None]
+    channels = Counter(extras.channels for _, extras in read).most_common(1)
+    dims = Counter(len(extras.shape) for _, extras in read).most_common(1)
+    for report, extras in read:
+        if extras.channels != channels[0][0]:
+            faults.add(report.image[0], "image", f"{extras.channels} channels, most cases have {channels[0][0]}")
+        if len(extras.shape) != dims[0][0]:
+            faults.add(report.image[0], "image", f"is {len(extras.shape)}D, most cases are {dims[0][0]}D")
 
 
 def _check_duplicates(datalist: Datalist, known: Mapping[str, CaseReport], faults: Faults, warnings: Faults) -> None:

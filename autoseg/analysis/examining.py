@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -16,11 +15,11 @@ from autoseg.analysis.case import examine_case
 from autoseg.analysis.report import CaseReport
 from autoseg.analysis.workers import examine_in_parallel
 from autoseg.records import Case, Event, from_plain
-from autoseg.workspace import file_stamp, write_json
+from autoseg.workspace import file_stamp, path_bytes, write_json
 
 logger = logging.getLogger(__name__)
 
-ANALYSIS_VERSION = 1  # raise it whenever a report of the same files would differ
+ANALYSIS_VERSION = 2  # raise it whenever a report of the same files would differ
 FEW_BYTES = 8 << 20  # files of fewer bytes in all are read sooner than workers start
 
 
@@ -76,7 +75,7 @@ def _files(case: Case) -> tuple[str, ...]:
 
 
 def _bytes(case: Case) -> int:
-    return sum(os.path.getsize(path) for path in _files(case) if os.path.exists(path))
+    return sum(map(path_bytes, _files(case)))
 
 
 def _cache_key(case: Case) -> str | None:

@@ -37,9 +37,13 @@ def read_label(path: str, faults: Faults) -> LabelFile | None:
     except VolumeError as error:
         faults.add(path, "label", str(error))
         return None
+    if path.lower().endswith((".jpg", ".jpeg")):
+        faults.add(path, "label", "is a jpg, whose compression alters label values: store labels as png")
+        return None
     if len(volume.channels) > 1:
         shape = shape_text((*volume.grid.shape, len(volume.channels)))
-        message = f"is 4D ({shape}): one map of label values is wanted; of one-hot channels, store the argmax"
+        what = f"is 4D ({shape})" if len(volume.grid.shape) == 3 else f"has {len(volume.channels)} channels ({shape})"
+        message = f"{what}: one map of label values is wanted; of one-hot channels, store the argmax"
         faults.add(path, "label", message)
         return None
     data = _whole_numbers(volume, faults)

@@ -1,6 +1,6 @@
 """The section `autoseg` of datastats.yaml: what planning needs beyond MONAI's statistics.
 
-Spacing in mm, sizes in voxels, axes in RAS order; a 2D data set has a third axis of one.
+Spacing in mm, sizes in voxels, axes in RAS order; a 2D data set (`image_dims` 2) has a third axis of one.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ def autoseg_section(reports: Sequence[CaseReport], labels: Mapping[int, str] | N
         "schema_version": 1,
         "n_cases": len(extras),
         "channels": channels,
+        "image_dims": Counter(len(extra.shape) for extra in extras).most_common(1)[0][0],
+        "image_files": Counter(len(report.image) for report in reports).most_common(1)[0][0],
         # with nothing labelled anywhere, what is not zero is the best guess at what matters
         "intensity_foreground": [own or other or _NOTHING for own, other in zip(foreground, nonzero, strict=True)],
         "intensity_nonzero": [pooled or _NOTHING for pooled in nonzero],

@@ -1,4 +1,4 @@
-"""Reading one volume, whole and once, in its own data type: NIfTI by nibabel, other formats by MONAI's readers."""
+"""Reading one volume, whole and once, in its own data type: NIfTI and NumPy files directly, others as MONAI does."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
+from scipy.ndimage import affine_transform
+
+from autoseg.datalist.formats import NUMPY, unreadable
 
 Array = NDArray[Any]
+EDGE = 1e-3  # voxels beyond the border that headers may round away
 
 
 class VolumeError(Exception):
@@ -90,6 +94,24 @@ def make_grid(shape: tuple[int, ...], affine: Array) -> Grid:
     return Grid(shape, full, order, tuple(int(f) for f in axes[:, 1]), "".join(str(code) for code in codes))
 
 
+def onto_grid(data: Array, source: Grid, target: Grid) -> Array:
+    """`data` (on `source`) at the voxels of `target`, linear, as float32; beyond its border the edge's value."""
+    rank = len(source.shape)
+    way = np.linalg.solve(source.affine, target.affine)
+    values = data.astype(np.float32, copy=False)
+    moved = affine_transform(values, way[:rank, :rank], way[:rank, -1], target.shape, order=1, mode="nearest")
+    return cast(Array, moved)
+
+
+def coverage(source: Grid, target: Grid) -> float:
+    """The share of `target`'s volume that lies within `source`'s, counted at up to 32 points an axis."""
+    axes = [(np.arange(k) + 0.5) / k * size - 0.5 for size, k in ((size, min(size, 32)) for size in target.shape)]
+    points = np.stack([*np.meshgrid(*axes, indexing="ij"), np.ones([len(axis) for axis in axes])], axis=-1)
+    indices = (points @ np.linalg.solve(source.affine, target.affine).T)[..., :-1]
+    inside = (indices > -0.5 - EDGE) & (indices < np.array(source.shape) - 0.5 + EDGE)
+    return float(inside.all(axis=-1).mean())
+
+
 def reoriented(data: Array, source: Grid, target: Grid) -> Array:
     """A view of `data` (on `source`) whose axes run as those of `target`."""
     if source.order == target.order and source.flips == target.flips:
@@ -104,12 +126,13 @@ def reoriented(data: Array, source: Grid, target: Grid) -> Array:
 
 def read_volume(path: str) -> Volume:
     """Read every voxel of `path`; raises VolumeError saying what is wrong with it."""
-    if not Path(path).exists():
-        raise VolumeError("no such file")
+    reason = unreadable(path)
+    if reason:
+        raise VolumeError(reason)
     try:
         if path.lower().endswith((".nii", ".nii.gz")):
             return _read_nifti(path)
-        return _read_other(path)
+        return _read_numpy(path) if path.lower().endswith(NUMPY) else _read_other(path)
     except VolumeError:
         raise
     except EOFError:
@@ -128,17 +151,23 @@ def _read_nifti(path: str) -> Volume:
         raise VolumeError(f"holds {proxy.dtype} voxels: one real number a voxel is wanted")
     if 0 in proxy.shape or len(proxy.shape) < 2:
         raise VolumeError(f"holds no image: its shape is {shape_text(proxy.shape)}")
-    raw = _read_gzip(path, proxy) if path.lower().endswith(".gz") else _read_plain(proxy)
-    if not raw.dtype.isnative:
-        raw = raw.astype(raw.dtype.newbyteorder("="))
+    raw = _native(_read_gzip(path, proxy) if path.lower().endswith(".gz") else _read_plain(proxy))
     slope, inter = float(proxy.slope), float(proxy.inter)
     content = _digest(raw, (raw.dtype.str, proxy.shape, slope, inter))
-    dtype = str(raw.dtype)
-    if raw.dtype.kind == "f" and raw.dtype.itemsize != 4:
-        with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which is then reported
-            raw = raw.astype(np.float32)
-    channels = _split(raw)
-    return Volume(path, channels, slope, inter, make_grid(channels[0].shape, image.affine), dtype, content)
+    channels = _split(_single(raw))
+    return Volume(path, channels, slope, inter, make_grid(channels[0].shape, image.affine), str(raw.dtype), content)
+
+
+def _native(raw: Array) -> Array:
+    return raw if raw.dtype.isnative else raw.astype(raw.dtype.newbyteorder("="))
+
+
+def _single(raw: Array) -> Array:
+    """Floating-point voxels in the precision that networks get them in."""
+    if raw.dtype.kind != "f" or raw.dtype.itemsize == 4:
+        return raw
+    with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which is then reported
+        return raw.astype(np.float32)
 
 
 def _read_gzip(path: str, proxy: Any) -> Array:
@@ -168,12 +197,22 @@ def _read_plain(proxy: Any) -> Array:
 
 
 def _split(raw: Array) -> tuple[Array, ...]:
-    """Channels stand last in a NIfTI; axes of one voxel behind the third mean nothing."""
+    """Channels stand last in a NIfTI. Of a vector image (5D) MONAI would take the fourth axis for one of space."""
     if raw.ndim > 4:
-        raw = raw.reshape(raw.shape[:3] + tuple(n for n in raw.shape[3:] if n > 1), order="A")
-    if raw.ndim > 4:
-        raise VolumeError(f"has {raw.ndim} dimensions: three, and one more for channels, is the most")
+        shape = shape_text(raw.shape)
+        raise VolumeError(f"has {raw.ndim} dimensions ({shape}): store channels along a fourth one, or one a file")
     return (raw,) if raw.ndim < 4 else tuple(raw[..., channel] for channel in range(raw.shape[3]))
+
+
+def _read_numpy(path: str) -> Volume:
+    """One channel on a grid of 1 mm, its axes taken for R, A and S: all that the file says, and MONAI's reading."""
+    loaded = np.load(path, allow_pickle=False)
+    if isinstance(loaded, np.lib.npyio.NpzFile):
+        with loaded:
+            loaded = loaded[loaded.files[0]]
+    raw = _native(loaded)
+    content = _digest(raw, (raw.dtype.str, raw.shape))
+    return Volume(path, (_single(raw),), 1.0, 0.0, make_grid(raw.shape, np.eye(4)), str(raw.dtype), content)
 
 
 def _read_other(path: str) -> Volume:

@@ -78,6 +78,16 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _normalization(value: Any) -> str | tuple[str, ...]:
+    """One word for all channels, or a list (commas in text) with a word for each."""
+    read = _choice(*NORMALIZATIONS)
+    if isinstance(value, str) and "," in value:
+        value = value.split(",")
+    if isinstance(value, (list, tuple)) and value:
+        return tuple(read(word.strip() if isinstance(word, str) else word) for word in value)
+    return read(value)
+
+
 def _class_names(value: Any) -> tuple[str, ...]:
     if isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
         raise ValueError("regions ({name, index}) come later: give a list of names, one a label value")
@@ -160,7 +170,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     **{"num_fold": _integer(1), "class_names": _class_names, "templates_path_or_url": _templates},
     **{"train_on_all": _boolean, "patient_pattern": _pattern, "seed": _integer(0)},
     **{"ensemble_method": _choice(*ENSEMBLE_METHODS), "n_best": _integer(1), "ensemble_mode": _choice(*ENSEMBLE_MODES)},
-    **{"normalization": _choice(*NORMALIZATIONS), "mirror_pairs": _pairs},
+    **{"normalization": _normalization, "mirror_pairs": _pairs},
     **dict.fromkeys(("check", "analyze", "algo_gen", "train", "ensemble", "not_use_cache", "allow_skip"), _boolean),
     **{"multigpu": _boolean, "minutes": _positive, "max_parallel": _integer(1), "tolerance_mm": _positive},
 }

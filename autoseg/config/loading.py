@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,23 +138,29 @@ def _check_files(values: Mapping[str, Any], origins: Mapping[str, str], faults: 
 
 
 def _check_modality(values: dict[str, Any], origins: Mapping[str, str], faults: Faults) -> None:
-    """`values["modality"]` in its one spelling; by default the datalist's own word."""
-    listed = _listed_modalities(values.get("datalist"))
-    said = sorted({MODALITIES.get(word.lower(), word.upper()) for word in listed})
+    """`values["modality"]` in its one spelling, CT+PET where channels differ; by default the datalist's own words."""
+    said = _one_spelling(_listed_modalities(values.get("datalist")))
     file = origins.get("modality", values.get("datalist", ""))
-    if "modality" not in origins:
-        values["modality"] = "+".join(said)
-    word = str(values.get("modality", "")).strip()
-    values["modality"] = MODALITIES.get(word.lower(), word.upper())
-    if not word:
+    given = str(values.get("modality", "")).split("+") if "modality" in origins else said.split("+")
+    values["modality"] = _one_spelling(given)
+    if not values["modality"]:
         if "modality" not in origins and Path(file).is_file():
             faults.add(file, "modality", "missing, in the configuration as well: CT, MRI or PET")
-    elif word.lower() not in MODALITIES and "normalization" not in origins:
-        hint = nearest(word, ("CT", "MRI", "PET"))
-        message = f"'{word}' is none of CT, MRI, PET{hint}; for others give `normalization` (ct or zscore) as well"
-        faults.add(file, "modality", message)
-    elif len(said) == 1 and said[0] != values["modality"]:
-        logger.warning("modality is %s, though the datalist says %s", values["modality"], said[0])
+        return
+    unknown = dict.fromkeys(word.strip() for word in given if word.strip().lower() not in MODALITIES)
+    if unknown and "normalization" not in origins:
+        for word in unknown:
+            hint = nearest(word, ("CT", "MRI", "PET"))
+            message = f"'{word}' is none of CT, MRI, PET{hint}; for others give `normalization` (ct or zscore) as well"
+            faults.add(file, "modality", message)
+    elif said and said != values["modality"]:
+        logger.warning("modality is %s, though the datalist says %s", values["modality"], said)
+
+
+def _one_spelling(words: Sequence[str]) -> str:
+    """The modalities of the channels, in their order, joined by +; one word where all are alike."""
+    named = [MODALITIES.get(word.strip().lower(), word.strip().upper()) for word in words]
+    return named[0] if len(set(named)) == 1 else "+".join(named)
 
 
 def _listed_modalities(datalist: str | None) -> list[str]:
@@ -164,5 +170,7 @@ def _listed_modalities(datalist: str | None) -> list[str]:
     except InputError:
         return []
     listed = plain.get("modality") or plain.get("channel_names") if isinstance(plain, dict) else None
-    words = list(listed.values()) if isinstance(listed, dict) else [listed]
+    if isinstance(listed, dict):
+        listed = [listed[key] for key in sorted(listed, key=lambda key: (len(key), key))]  # "10" comes after "9"
+    words = listed if isinstance(listed, list) else [listed]
     return [word for word in words if isinstance(word, str) and word.strip()]

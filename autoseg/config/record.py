@@ -14,7 +14,7 @@ class RunConfig:
     work_dir: str
     datalist: str
     dataroot: str  # what the datalist's paths are relative to
-    modality: str  # CT, MRI or PET; another word only beside `normalization`
+    modality: str  # CT, MRI or PET, or one a channel (CT+PET); another word only beside `normalization`
     algos: tuple[str, ...] = ("segresnet",)
     num_fold: int | None = None  # folds to train; None: as in the datalist, else five
     class_names: tuple[str, ...] | None = None  # of the label values without background, ascending
@@ -25,7 +25,7 @@ class RunConfig:
     ensemble_method: str = "AlgoEnsembleBestByFold"
     n_best: int = 5  # members of AlgoEnsembleBestN
     ensemble_mode: str = "mean"  # mean of probabilities, or vote
-    normalization: str | None = None  # ct or zscore, whatever the modality
+    normalization: str | tuple[str, ...] | None = None  # ct or zscore, or one a channel, whatever the modality
     mirror_pairs: tuple[tuple[int, int], ...] | None = None  # label values that swap sides in a mirror; () for none
     check: bool = True  # stop at faults of the images
     analyze: bool | None = None  # Auto3DSeg's switches of the stages

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.datalist.complaints import Complaints, Entry, kind_of
+from autoseg.datalist.formats import folder_fault
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +25,8 @@ def check_files(entries: Sequence[Entry], root: Path, complaints: Complaints) ->
     for where, file in files:
         if identity[file] is None:
             complaints.add("missing files", where, f"no such file: {file}")
-        elif os.path.isdir(file):
-            complaints.add("folders", where, f"is a folder, not a file: {file}")
+        elif os.path.isdir(file) and folder_fault(file):
+            complaints.add("folders", where, f"{folder_fault(file)}: {file}")
     if missing and len(missing) == len(files):
         message = f"none of the {len(files)} files was found: is {root} the right folder?"
         beside = complaints.path.parent

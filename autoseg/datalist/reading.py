@@ -13,6 +13,7 @@ from typing import Any
 from autoseg.datalist.checks import check_files, read_labels
 from autoseg.datalist.complaints import Complaints, Entry, kind_of
 from autoseg.datalist.folds import check_folds
+from autoseg.datalist.formats import case_id
 from autoseg.errors import Fault, InputError, nearest
 from autoseg.records import Case, Datalist
 from autoseg.workspace import read_json
@@ -22,19 +23,6 @@ ENTRY_KEYS = ("image", "label", "fold", "patient")
 # A misspelt optional key would go unnoticed, other keys are anybody's metadata: so how near is misspelt? "patient_id"
 # and "flod" are, "patient_age" and "field" are not.
 CUTOFFS = {"image": 0.7, "label": 0.7, "fold": 0.7, "patient": 0.8}
-ENDINGS = (
-    *(".nii.gz", ".nii", ".hdr", ".img", ".img.gz", ".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh"),
-    *(".npy", ".npz", ".tiff", ".tif", ".png", ".jpeg", ".jpg", ".bmp", ".dcm"),
-)
-
-
-def case_id(path: str) -> str:
-    """The image's file name without its endings (.nii.gz, .seg.nrrd, ...)."""
-    name = Path(path).name
-    for ending in sorted(ENDINGS, key=len, reverse=True):
-        if name.lower().endswith(ending):
-            return name[: -len(ending)] or name
-    return Path(path).stem
 
 
 def load_datalist(

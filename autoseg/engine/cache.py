@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from autoseg.engine.bundle import Bundle
 from autoseg.records import Case
-from autoseg.workspace import file_stamp, read_json, write_json
+from autoseg.workspace import file_stamp, path_bytes, read_json, write_json
 
 PLACES = 5000
 LARGEST_FLOAT16 = 65504.0
@@ -88,7 +88,7 @@ def ensure_cached(
 
 
 def _bytes(cases: Sequence[Case]) -> int:
-    return sum(os.path.getsize(path) for case in cases for path in (*case.image, case.label or os.devnull))
+    return sum(path_bytes(path) for case in cases for path in (*case.image, case.label or os.devnull))
 
 
 def _fresh(folder: Path, case: Case) -> bool:

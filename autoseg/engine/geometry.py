@@ -19,8 +19,8 @@ def longest_axis(affine: npt.ArrayLike, shape: Sequence[int]) -> int:
 
     A patch is about as long in mm along every axis, so sums of one patch depth are smallest along this one.
     """
-    spacing = np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0)
-    return int(np.argmax(np.round(spacing * np.asarray(shape[:3], float), 3)))
+    extent = np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0) * np.asarray(shape[:3], float)
+    return int(np.argmax(np.round(extent / extent.max(), 6)))  # of equal ones the first, though headers round
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from autoseg.datalist import unreadable
 from autoseg.errors import Fault, InputError
 from autoseg.evaluation.regions import Regions, bits_of_channels, bits_of_labels
 
@@ -139,8 +140,9 @@ def _read_nifti(path: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
 
 
 def _read_other(path: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
-    if not Path(path).exists():
-        raise _UnfitError("", "no such file")
+    reason = unreadable(path)
+    if reason:
+        raise _UnfitError("", reason)
     # torch comes with it: only where a format needs it
     from monai.transforms.io.array import LoadImage
 
@@ -148,8 +150,13 @@ def _read_other(path: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
         loaded = LoadImage(image_only=True, ensure_channel_first=True)(path)
     except Exception as error:  # readers raise whatever their libraries do
         raise _UnfitError("", f"cannot be read: {' '.join(str(error).split())[:300]}") from None
-    array = np.asarray(loaded.numpy())
-    return array[0] if len(array) == 1 else np.moveaxis(array, 0, -1), np.asarray(loaded.affine, float)
+    array, affine = np.asarray(loaded.numpy()), np.eye(4)
+    if array.ndim == 3:  # [channels, x, y], which must not pass for a volume
+        array = array[..., None]
+    own = np.asarray(loaded.affine, float)
+    rank = min(array.ndim, len(own)) - 1  # of a picture ITK gives [3, 3]
+    affine[:rank, :rank], affine[:rank, -1] = own[:rank, :rank], own[:rank, -1]
+    return array[0] if len(array) == 1 else np.moveaxis(array, 0, -1), affine
 
 
 def _whole_numbers(data: npt.NDArray[Any]) -> npt.NDArray[Any]:

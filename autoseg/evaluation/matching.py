@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoseg.datalist import case_id
+from autoseg.datalist.formats import IMAGE_ENDINGS
 from autoseg.errors import Faults, nearest
 from autoseg.records import Case
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 ENSEMBLE = "_ensemble"
 SHOWN = 20  # faults of one kind that are listed one by one
 
@@ -60,14 +60,14 @@ def _files(folder: str | Path, field: str, faults: Faults) -> dict[str, str]:
         return {}
     found: dict[str, str] = {}
     for file in sorted(root.rglob("*")):
-        if file.name.startswith(".") or not file.name.lower().endswith(ENDINGS) or file.is_dir():
+        if file.name.startswith(".") or not file.name.lower().endswith(IMAGE_ENDINGS) or file.is_dir():
             continue
         case = case_id(file.name)
         if case in found:
             faults.add(file, field, f"case '{case}' is also that of {found[case]}; which one is meant?")
         found.setdefault(case, str(file))
     if not found:
-        faults.add(folder, field, f"holds no label file ({', '.join(ENDINGS)})")
+        faults.add(folder, field, f"holds no label file ({', '.join(IMAGE_ENDINGS)})")
     return found
 
 

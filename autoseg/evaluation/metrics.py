@@ -30,7 +30,7 @@ METRICS = (
 )
 ABSENT = {name: 1.0 if name == "specificity" else math.nan for name in METRICS}
 PERCENTILE = 95
-ROUNDING = 1e-6  # mm; a distance that equals the tolerance is within it
+ROUNDING = 1e-6  # of the tolerance: a distance that equals it is within it
 
 Labels = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -164,7 +164,7 @@ def _surfaces(a: Mask, b: Mask, spacing: Sequence[float], tolerance: float, diag
     return {
         "hd95": float(max(np.percentile(to_b, PERCENTILE), np.percentile(to_a, PERCENTILE))),
         "asd": float(both.mean()),
-        "surface_dice": float(np.count_nonzero(both <= tolerance + ROUNDING) / both.size),
+        "surface_dice": float(np.count_nonzero(both <= tolerance * (1 + ROUNDING)) / both.size),
     }
 
 

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from autoseg.datalist import case_id
+from autoseg.datalist import case_id, find_images, unreadable
+from autoseg.datalist.formats import IMAGE_ENDINGS
 from autoseg.ensemble.members import choose_members
 from autoseg.errors import Fault, InputError, NoResultError
 from autoseg.evaluation import Evaluation, evaluate_pairs, write_evaluation
@@ -14,8 +15,6 @@ from autoseg.pipeline.session import Session
 from autoseg.pipeline.training import data_stamp, fingerprint, run_jobs
 from autoseg.records import Case, Datalist, Event, Job, JobResult, LeaderboardEntry, Resources
 from autoseg.workspace import Workspace, read_json, write_json
-
-IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
 
 def pick_members(
@@ -133,17 +132,21 @@ def trained_members(workspace: Workspace) -> tuple[str, ...]:
 
 
 def input_cases(source: str | Path, channels: int) -> list[Case]:
-    """The images to predict: one file, or every image of a folder.
+    """The images to predict: one file or DICOM folder, or every image (DICOM folders too) of a folder.
 
     With several channels, files named <case>_0000, <case>_0001, ... are the channels of a case (nnU-Net's naming);
-    other files are taken to hold all channels.
+    other files are taken to hold all channels. Raises InputError with every image that no reader can read.
     """
     path = Path(source).expanduser().absolute()
     if not path.exists():
         raise InputError([Fault(str(path), "input", "no such file or folder")])
-    files = sorted(f for f in path.iterdir() if f.name.endswith(IMAGE_ENDINGS)) if path.is_dir() else [path]
+    files = find_images(path)
     if not files:
-        raise InputError([Fault(str(path), "input", f"holds no image ({', '.join(IMAGE_ENDINGS)})")])
+        raise InputError([Fault(str(path), "input", f"holds no image ({', '.join(IMAGE_ENDINGS)}, DICOM folders)")])
+    reasons = {file: unreadable(str(file)) for file in files}
+    faults = [Fault(str(file), "input", reason) for file, reason in reasons.items() if reason]
+    if faults:
+        raise InputError(faults)
     groups: dict[str, list[Path]] = {}
     for file in files:
         stem = case_id(str(file))

@@ -1,5 +1,6 @@
 """Planning: statistics, device and budget in, hyper-parameters with their reasons out. Pure functions, no files."""
 
+from autoseg.planning.normalization import normalize_modes
 from autoseg.planning.patch import Patch, PatchRule, plan_patch
 from autoseg.planning.plan import FamilyTraits, Plan, is_anisotropic, plan_family
 from autoseg.planning.statistics import Machine, Statistics, read_statistics
@@ -12,6 +13,7 @@ __all__ = [
     "Plan",
     "Statistics",
     "is_anisotropic",
+    "normalize_modes",
     "plan_family",
     "plan_patch",
     "read_statistics",

@@ -19,7 +19,6 @@ from autoseg.planning.patch import (
 from autoseg.planning.statistics import Machine, Statistics
 
 CPU_ITERATIONS = 1000  # about ten minutes of one core for a patch of 40x56x40 at 16 filters and batch 2
-CT_WORDS = ("CT",)
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,11 @@ class Plan:
         self.reasons[key] = reason
 
 
-def plan_family(stats: Statistics, machine: Machine, modality: str, traits: FamilyTraits) -> Plan:
-    """Everything but what is the family's own: geometry, normalisation, patch, batch, length, windows, precision."""
+def plan_family(stats: Statistics, machine: Machine, modes: Sequence[str], traits: FamilyTraits) -> Plan:
+    """Everything but what is the family's own: geometry, normalisation, patch, batch, length, windows, precision.
+
+    `modes`: how each channel is normalised, ct or zscore (see `normalize_modes`).
+    """
     plan = Plan()
     spacing, reason = target_spacing(stats)
     plan.set("resample_to_spacing", spacing, reason)
@@ -75,7 +77,7 @@ def plan_family(stats: Statistics, machine: Machine, modality: str, traits: Fami
     plan.set("input_channels", stats.channels, "channels of every case")
     plan.set("image_files", stats.image_files, "files of every case")
     plan.set("image_dims", stats.image_dims, "dimensions of the files")
-    _plan_normalization(plan, stats, modality)
+    _plan_normalization(plan, stats, modes)
     _plan_length(plan, stats, machine, traits)
     _plan_inference(plan, stats, machine, spacing)
     _plan_rotation(plan, spacing, across)
@@ -100,15 +102,19 @@ def _plan_rotation(plan: Plan, spacing: Sequence[float], across: int | None) -> 
         plan.set("rotation_axes", [0, 1, 2], "no axis is much coarser than another")
 
 
-def _plan_normalization(plan: Plan, stats: Statistics, modality: str) -> None:
+def _plan_normalization(plan: Plan, stats: Statistics, modes: Sequence[str]) -> None:
     """CT: clip to the pooled foreground's 0.5-99.5 percentiles, then its z-score; else z-score by case (nnU-Net)."""
-    if modality in CT_WORDS:
-        bounds = [[c.percentile_00_5, c.percentile_99_5, c.mean, max(c.std, 1e-6)] for c in stats.intensity]
-        plan.set("normalize_mode", "ct", "CT numbers are absolute: clipped and scaled by the pooled foreground")
-        plan.set("intensity_bounds", bounds, "by channel: 0.5 and 99.5 percentile, mean and deviation of foreground")
-    else:
-        plan.set("normalize_mode", "zscore", f"{modality} intensities are relative: z-score of each case and channel")
+    if "ct" not in modes:
+        plan.set("normalize_mode", "zscore", "intensities are relative: z-score of each case and channel")
         plan.set("intensity_bounds", None, "not needed for z-scores")
+        return
+    known = [*stats.intensity, *stats.intensity[-1:] * len(modes)]  # MONAI's statistics are of the first channel
+    bounds = [
+        [c.percentile_00_5, c.percentile_99_5, c.mean, max(c.std, 1e-6)] if mode == "ct" else None
+        for c, mode in zip(known, modes, strict=False)
+    ]
+    plan.set("normalize_mode", "ct", "CT numbers are absolute: clipped and scaled by the pooled foreground")
+    plan.set("intensity_bounds", bounds, "by channel: 0.5 and 99.5 percentile, mean and deviation of foreground")
 
 
 def _plan_length(plan: Plan, stats: Statistics, machine: Machine, traits: FamilyTraits) -> None:

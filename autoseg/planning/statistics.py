@@ -33,6 +33,7 @@ class Statistics:
     """The data set as planning sees it. Spacings in mm, shapes in voxels; axes in RAS order where analysis knows it.
 
     `voxels` and `cases_with_label` are empty when they come from MONAI's plain file, which has no counts.
+    `image_dims` is 2 for pictures, 3 for volumes; `image_files` the files of a case, 1 or one a channel.
     """
 
     n_cases: int
@@ -76,6 +77,8 @@ def _from_autoseg(extra: Mapping[str, Any]) -> Statistics:
         label_values=tuple(sorted(int(value) for value in extra["label_values"])),
         voxels=dict(extra["voxels"]),
         cases_with_label=dict(extra["cases_with_label"]),
+        image_dims=int(extra.get("image_dims", 3)),
+        image_files=int(extra.get("image_files", 1)),
     )
 
 
@@ -97,6 +100,7 @@ def _from_monai(summary: Mapping[str, Any]) -> Statistics:
         label_values=tuple(sorted(int(value) for value in summary["label_stats"]["labels"])),
         voxels={},
         cases_with_label={},
+        image_dims=len(_flat(image["shape"]["median"])),
     )
 
 
@@ -106,10 +110,15 @@ def _number(value: Any) -> float:
 
 def _triple(values: Sequence[Any]) -> Triple:
     """Three numbers; a data set of 2D images gets a third axis of one."""
-    while values and isinstance(values[0], Sequence):  # MONAI nests by channel for some inputs
-        values = values[0]
-    padded = [float(v) for v in values] + [1.0, 1.0]
+    padded = [float(v) for v in _flat(values)] + [1.0, 1.0]
     return padded[0], padded[1], padded[2]
+
+
+def _flat(values: Sequence[Any]) -> Sequence[Any]:
+    """Of the first channel, where MONAI nests by channel."""
+    while values and isinstance(values[0], Sequence):
+        values = values[0]
+    return values
 
 
 def _intensity(channel: Mapping[str, Any], std: str) -> Intensity:

@@ -137,11 +137,18 @@ def test_a_flipped_bit_in_a_compressed_file_is_found(write_case: WriteCase) -> N
     assert len(faults) == 1 and faults[0].startswith(f"{case.image[0]}: image: cannot be read: CRC")
 
 
-def test_channels_of_a_case_must_share_a_grid(write_case: WriteCase) -> None:
+def test_a_channel_of_another_grid_is_resampled_or_refused(write_case: WriteCase) -> None:
     first = np.random.default_rng(0).normal(size=(12, 10, 8)).astype(np.float32)
     case = write_case("odd", image=[first, first[:, :, 1:] + 1])
+    _, faults, warnings = check([case])
+    assert faults == [] and len(warnings) == 1 and warnings[0].startswith(f"{case.image[1]}: spacing: channel is")
+    assert "12 x 10 x 7 of 1 x 1 x 1 mm" in warnings[0] and "resampled" in warnings[0]
+    case = write_case("other", image=[first, first[:, :, :3]])
     _, faults, _ = check([case])
-    assert len(faults) == 1 and faults[0].startswith(f"{case.image[1]}: shape: channel is 12 x 10 x 7")
+    assert len(faults) == 1 and faults[0].startswith(f"{case.image[1]}: affine: channel covers 38% of the first")
+    case = write_case("flat", image=[first, first[:, :, 0]])
+    _, faults, _ = check([case])
+    assert len(faults) == 1 and "2D or 3D in all its channels" in faults[0]
 
 
 def test_number_of_channels_must_be_the_same(write_case: WriteCase) -> None:

@@ -129,6 +129,8 @@ def test_an_oblique_image_keeps_its_way_back(tmp_path: Path) -> None:
 def test_chunks_along_the_longest_axis_keep_within_the_limit() -> None:
     assert longest_axis(np.diag([0.8, 0.8, 5.0, 1]), (512, 512, 100)) == 2
     assert longest_axis(np.diag([-1.0, 1.0, 1.0, 1]), (64, 64, 64)) == 0
+    assert longest_axis(np.diag([2e-6, 2e-6, 5e-6, 1]), (64, 64, 64)) == 2  # micrometres of a micrometre
+    assert longest_axis(np.diag([0.7, 0.7 + 1e-9, 0.7, 1]), (64, 64, 64)) == 0
     # a coarse image of 40 planes, seen by the network five times as fine in all axes
     grid = AxisMap.between(np.diag([1.0, 1, 1, 1]), (200, 250, 300), np.diag([5.0, 5, 5, 1]), (40, 50, 60))
     limit = 30 * 250 * 300 * 4

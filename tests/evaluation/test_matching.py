@@ -37,6 +37,12 @@ def test_every_way_a_prediction_may_be_named(odd_path: Path) -> None:
     ]
 
 
+def test_references_of_other_formats(tmp_path: Path) -> None:
+    predictions = touch(tmp_path / "p", *(f"{name}_ensemble.nii.gz" for name in "abcd"))
+    references = touch(tmp_path / "r", "a.png", "b.npz", "c.tiff", "d.seg.nrrd", "e.txt")
+    assert [pair[0] for pair in match_folders(predictions, references)] == ["a", "b", "c", "d"]
+
+
 def test_a_case_whose_own_name_ends_in_ensemble(tmp_path: Path) -> None:
     predictions = touch(tmp_path / "p", "x_ensemble.nii.gz")
     references = touch(tmp_path / "r", "x_ensemble.nii.gz")

@@ -110,6 +110,15 @@ def test_invariants_of_random_masks(seed: int) -> None:
         assert turned[label] == pytest.approx(first)
 
 
+def test_a_tolerance_of_less_than_a_micrometre_is_kept() -> None:
+    still, moved = np.zeros((2, 6, 6, 6), np.uint8)
+    still[2:4, 2:4, 2:4], moved[3:5, 2:4, 2:4] = 1, 1
+    near, far = (
+        evaluate_case(moved, still, [5e-7] * 3, [1], tolerance_mm=part * 5e-7)["1"]["surface_dice"] for part in (1, 0.9)
+    )
+    assert near == 1 and far < 1
+
+
 def test_surface_dice_grows_with_the_tolerance() -> None:
     a, b = blobs(1), blobs(2)
     grown = [evaluate_case(a, b, SPACING, [1], mm)["1"]["surface_dice"] for mm in (0, 0.7, 1.5, 3, 100)]

@@ -124,3 +124,9 @@ def test_monai_plain_statistics_are_enough() -> None:
     stats = read_statistics({"stats_summary": {**summary, "label_stats": {"labels": [0, 1, 3]}}})
     assert (stats.n_cases, stats.channels, stats.label_values) == (7, 2, (0, 1, 3))
     assert plan_family(stats, CPU, "CT", TRAITS).settings["roi_size"]
+
+
+def test_ct_and_pet_together() -> None:
+    channels = (Intensity(60.0, 20.0, -50.0, 200.0), Intensity(3.0, 2.0, 0.0, 12.0))
+    settings = plan_family(statistics(channels=2, intensity=channels), CPU, "CT+PET", TRAITS).settings
+    assert settings["normalize_mode"] == "ct" and settings["intensity_bounds"] == [[-50.0, 200.0, 60.0, 20.0], None]

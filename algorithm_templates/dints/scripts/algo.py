@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from autoseg.bundles import TemplateAlgo
 from autoseg.planning import FamilyTraits, Machine, PatchRule, Plan, Statistics, plan_family
 
@@ -29,10 +31,10 @@ def lattice(blocks: int, depths: int) -> list[list[int]]:
 class DintsAlgo(TemplateAlgo):
     """Parallel paths at several resolutions that exchange features from block to block."""
 
-    def plan(self, stats: Statistics, machine: Machine, modality: str) -> Plan:
+    def plan(self, stats: Statistics, machine: Machine, modes: Sequence[str]) -> Plan:
         """Blocks, resolutions and width by the device."""
         family = traits(machine)
-        plan = plan_family(stats, machine, modality, family)
+        plan = plan_family(stats, machine, modes, family)
         depths, blocks = family.patch.levels - 1, 12 if machine.kind == "cuda" else 6
         width, reason = family.width(machine)
         plan.set("channel_mul", width / 100, reason)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from autoseg.bundles import TemplateAlgo
 from autoseg.planning import FamilyTraits, Machine, PatchRule, Plan, Statistics, plan_family
 
@@ -19,9 +21,9 @@ TRAITS = FamilyTraits(
 class SegresnetAlgo(TemplateAlgo):
     """A residual encoder-decoder with deep supervision; the first family to try on any 3D data."""
 
-    def plan(self, stats: Statistics, machine: Machine, modality: str) -> Plan:
+    def plan(self, stats: Statistics, machine: Machine, modes: Sequence[str]) -> Plan:
         """Levels as the patch can be halved (four on a CPU), anisotropic kernels where spacings differ twofold."""
-        plan = plan_family(stats, machine, modality, TRAITS)
+        plan = plan_family(stats, machine, modes, TRAITS)
         assert plan.patch is not None
         levels = plan.patch.levels
         spacing = plan.settings["resample_to_spacing"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from autoseg.bundles import TemplateAlgo
 from autoseg.planning import FamilyTraits, Machine, PatchRule, Plan, Statistics, is_anisotropic, plan_family
 
@@ -12,9 +14,9 @@ TRAITS = FamilyTraits(RULE, 16, 32, 50.0, learning_rate_cpu=3e-3, learning_rate_
 class Segresnet2dAlgo(TemplateAlgo):
     """SegResNet on the planes across the coarsest axis."""
 
-    def plan(self, stats: Statistics, machine: Machine, modality: str) -> Plan:
+    def plan(self, stats: Statistics, machine: Machine, modes: Sequence[str]) -> Plan:
         """Patches of one plane, many a step. Left out where volumes are near isotropic: 3D context is worth more."""
-        plan = plan_family(stats, machine, modality, TRAITS)
+        plan = plan_family(stats, machine, modes, TRAITS)
         if stats.image_dims == 3 and not is_anisotropic(stats):
             ratio = max(stats.spacing_median) / min(stats.spacing_median)
             plan.skip = f"slices suit anisotropic volumes; here the coarsest axis is {ratio:.2g} times the finest"

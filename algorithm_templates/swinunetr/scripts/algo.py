@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from autoseg.bundles import TemplateAlgo
 from autoseg.planning import FamilyTraits, Machine, PatchRule, Plan, Statistics, plan_family
 
@@ -20,9 +22,9 @@ TRAITS = FamilyTraits(
 class SwinunetrAlgo(TemplateAlgo):
     """A transformer of shifted windows as encoder, convolutions as decoder; wants memory and a long schedule."""
 
-    def plan(self, stats: Statistics, machine: Machine, modality: str) -> Plan:
+    def plan(self, stats: Statistics, machine: Machine, modes: Sequence[str]) -> Plan:
         """Width and depth by the device. Left out where an axis is far shorter than a patch, and on CPUs."""
-        plan = plan_family(stats, machine, modality, TRAITS)
+        plan = plan_family(stats, machine, modes, TRAITS)
         cuda = machine.kind == "cuda"
         shortest = min(stats.cropped_shape_median)
         if not cuda:
