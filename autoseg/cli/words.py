@@ -162,9 +162,5 @@ def verb_help(name: str, verb: Callable[..., int], shared: Callable[..., Any]) -
         shown = flag.upper() if flag in places else f"--{flag}{value}"
         rows["words" if flag in places else "flags"].append(f"  {shown:<32} {texts.get(flag, '')}{said}")
     usage = " ".join(["autoseg", name, *map(str.upper, places), "[--flag value ...]"])
-    parts = [
-        f"usage: {usage}",
-        summary(verb),
-        *("\n".join([f"{kind}:", *lines]) for kind, lines in rows.items() if lines),
-    ]
-    return "\n\n".join(parts)
+    sections = ["\n".join([f"{kind}:", *lines]) for kind, lines in rows.items() if lines]
+    return "\n\n".join([f"usage: {usage}", summary(verb), *sections])
