@@ -99,6 +99,55 @@ def evaluate(
     return 0
 
 
+def datalist(
+    source: str,
+    *,
+    output: str = "datalist.json",
+    labels: str | None = None,
+    testing: str | None = None,
+    channels: list[str] | None = None,
+    modality: str | None = None,
+    patient_pattern: str | None = None,
+    num_fold: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> int:
+    """Write a datalist with folds from a Decathlon, nnU-Net or BIDS folder, or from a pattern of file names.
+
+    source: the folder, or a pattern such as 'images/{case}_{channel}.nii.gz', with {patient} and * where they help
+    output: the JSON file to write; paths below its folder are relative to it
+    labels: pattern of the label files, such as 'labels/{case}.nii.gz'; in a BIDS tree their end (default: dseg or mask)
+    testing: pattern of testing images
+    channels: names of the channels in order, such as T1w,FLAIR (default: those that all cases have, sorted)
+    modality: CT, MRI, PET, ... (default: what the folder says)
+    patient_pattern: regular expression whose first group, in the file name, is the patient; folds keep patients whole
+    num_fold: number of folds (default: 5, or as many as patients)
+    seed: seed of the folds
+    overwrite: replace another file in the output's place
+    """
+    from autoseg.datalist.sources import Wanted
+    from autoseg.pipeline.listing import write_datalist
+
+    with _screen() as screen:
+        listing = write_datalist(
+            source, output, screen, wanted=Wanted(labels, testing, tuple(channels or ())), modality=modality,
+            patient_pattern=patient_pattern, num_fold=num_fold, seed=seed, overwrite=overwrite,
+        )  # fmt: skip
+    found = listing.datalist
+    labelled = sum(case.label is not None for case in found.testing)
+    counts = [f"{len(found.training)} training" + (f" in {listing.folds} folds" if listing.folds else "")]
+    counts += [f"{len(found.validation)} validation"] if found.validation else []
+    counts += [f"{len(found.testing)} testing ({labelled} with labels)"]
+    names = f" ({', '.join(listing.channels)})" if listing.channels else ""
+    print(f"cases:    {', '.join(counts)}")
+    print(f"channels: {len(listing.channels) or len(found.training[0].image)}{names}")
+    print(f"labels:   {', '.join(f'{value} {name}' for value, name in found.labels.items())}")
+    for name, values in found.regions.items():
+        print(f"region:   {name} ({', '.join(map(str, values))})")
+    print(f"datalist: {listing.path}{' (as it was)' if listing.unchanged else ''}")
+    return 0
+
+
 def status(*, work_dir: str = "./work_dir", json: bool = False) -> int:
     """Say where a run stands, from its files: jobs, leaderboard, members of the ensemble.
 
@@ -205,5 +254,6 @@ def _label_names(labels: Any) -> dict[int, str] | None:
 
 
 VERBS: dict[str, Callable[..., int]] = {
-    verb.__name__: verb for verb in (run, check, analyze, generate, train, ensemble, predict, evaluate, status, demo)
+    verb.__name__: verb
+    for verb in (run, check, analyze, generate, train, ensemble, predict, evaluate, status, datalist, demo)
 }
