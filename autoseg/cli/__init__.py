@@ -1,8 +1,8 @@
 """The command `autoseg`: words of the shell -> one pipeline verb -> exit code. Only this room prints or exits.
 
-A verb is a function; its keyword arguments are its flags and its docstring is its help. fire calls it, but only
-after the words were checked against the signature here: fire alone would run a verb before it refuses an unknown
-flag, keep only the last of a repeated one and make a tuple of `a,b`. torch and MONAI load inside the verbs.
+A verb is a function (see `verbs`); its parameters are its words and flags, its docstring is its help. fire calls it,
+but only after the words were checked against the signature here: fire alone would run a verb before it refuses an
+unknown flag, keep only the last of a repeated one and make a tuple of `a,b`.
 """
 
 from __future__ import annotations

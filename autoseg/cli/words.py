@@ -90,8 +90,8 @@ def _place(bare: Sequence[str], known: Parameters, given: dict[str, Any], faults
         for word in surplus:
             faults.add("", word, "not a flag: flags are written --name value")
     elif surplus:
-        many = f"and {len(surplus) - 1} more words: " if len(surplus) > 1 else ""
-        message = f"{many}too many beside {', '.join(map(str.upper, places))}; quote a `*`, or the shell expands it"
+        count = "1 word" if len(surplus) == 1 else f"{len(surplus)} words"
+        message = f"{count} too many beside {', '.join(map(str.upper, places))}; quote a `*`, or the shell expands it"
         faults.add("", surplus[0], message)
 
 

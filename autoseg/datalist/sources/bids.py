@@ -130,7 +130,8 @@ def _chosen(
             plain = [file for file in suiting if file.entities.keys() <= {"sub", "ses", *name.entities}]
             if len(suiting) > 1 and len(plain) != 1:
                 names = ", ".join(file.path.name for file in suiting[:4])
-                hint = f"say which by {flag}, as in {suiting[0].end} or FOLDER/{name}"
+                example = suiting[0].end if flag == "--channels" else f"FOLDER/{suiting[0].end}"
+                hint = f"say which by {flag}, as in {example}"
                 complaints.add(
                     "ambiguous names", _shown(session), f"{len(suiting)} files are named {name}: {names}; {hint}"
                 )

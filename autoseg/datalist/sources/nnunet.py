@@ -23,10 +23,11 @@ def is_nnunet(folder: Path, plain: Mapping[str, Any]) -> bool:
     if "channel_names" in plain or "file_ending" in plain:
         return True
     listed = plain.get("training")
-    first = listed[0].get("image") if isinstance(listed, list) and listed and isinstance(listed[0], dict) else None
-    if listed is not None and not isinstance(first, str):
-        return listed == [] and "modality" in plain
-    return not (folder / (first or "x")).exists() and any((folder / "imagesTr").glob("*_0000.*"))
+    if isinstance(listed, list) and listed and isinstance(listed[0], dict):
+        image = listed[0].get("image")
+        if not isinstance(image, str) or (folder / image).exists():
+            return False
+    return any((folder / "imagesTr").glob("*_0000.*"))
 
 
 def find_nnunet(folder: Path, plain: Mapping[str, Any]) -> Found:

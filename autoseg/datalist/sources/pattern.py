@@ -41,10 +41,11 @@ class Pattern:
         self.parts = PARTS.split(os.path.abspath(os.path.expanduser(text)))
         self.fields = {part[1:-1] for part in self.parts if part.startswith("{")}
         self.channels = "|".join(re.escape(name) for name in sorted(channels, key=len, reverse=True))
-        for name in sorted(self.fields - FIELDS.keys()):
+        unknown = sorted(self.fields - FIELDS.keys())
+        for name in unknown:
             known = ", ".join(f"{{{field}}}" for field in FIELDS)
             complaints.add("patterns", flag, f"{{{name}}} is none of {known}{nearest(name, FIELDS)}")
-        if "case" not in self.fields:
+        if "case" not in self.fields and not unknown:
             complaints.add("patterns", flag, f"'{text}' lacks {{case}}, the part of the names that tells cases apart")
 
     def matches(self) -> list[Match]:
@@ -89,7 +90,7 @@ def find_by_pattern(text: str, wanted: Wanted) -> Found:
     testing = Pattern(wanted.testing, "--testing", complaints, wanted.channels) if wanted.testing else None
     if not wanted.labels:
         complaints.add("patterns", "--labels", "is needed beside a pattern of images, as in 'labels/{case}.nii.gz'")
-    elif not labels.fields <= images.fields - {"channel"}:
+    elif not labels.fields & FIELDS.keys() <= {"case", *images.fields} - {"channel"}:
         complaints.add("patterns", "--labels", "may hold {case} and, where the images' pattern does, {patient}")
     if testing is not None and testing.fields != images.fields:
         complaints.add("patterns", "--testing", "must hold the same fields in braces as the images' pattern")
@@ -126,11 +127,12 @@ def _found(text: str, named: Sequence[str], by_case: Sequence[Cases], complaints
     """Training, testing and label files put together."""
     training, tested, maps = by_case
     channels = named or _channels([*training.values(), *tested.values()], complaints)
+    hint = "" if named else "; --channels names those that are meant"
     for files in (*training.values(), *tested.values()):
         lacking = [channel for channel in channels if channel not in files]
         if lacking:
             where = next(iter(files.values())).path
-            complaints.add("missing channels", "{channel}", f"{', '.join(lacking)} missing beside {where}")
+            complaints.add("missing channels", "{channel}", f"{', '.join(lacking)} missing beside {where}{hint}")
     for key in sorted(training.keys() - maps.keys()):
         file = min(match.path for match in training[key].values())
         complaints.add("missing labels", "--labels", f"no label for {file}")
