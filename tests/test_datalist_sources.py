@@ -348,6 +348,7 @@ def test_what_is_no_data_set(decathlon: Path, bids: Path) -> None:
     assert "is a file" in faults(decathlon / "imagesTr" / "c_0.nii.gz")["SOURCE"]
     assert "no data set" in faults(decathlon / "imagesTr")["SOURCE"]
     assert "is empty" in faults("")["SOURCE"]
+    assert "no such folder" in faults("~nobody-of-that-name/data")["SOURCE"]
     (decathlon / "empty").mkdir()
     assert "it is empty" in faults(decathlon / "empty")["SOURCE"]
     assert faults(decathlon, Wanted("x", "y", ("z",))).keys() == {"--labels", "--testing", "--channels"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def write_datalist(
     also where another file is in the output's place and `overwrite` is false; nothing is written then.
     """
     tell = notify or silent
-    path = Path(output).expanduser().absolute()
+    path = Path(os.path.expanduser(output)).absolute()
     found = find_cases(source, wanted)
     _refuse_output(path, found)
     for warning in found.warnings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from autoseg.datalist.sources.bids import find_bids
@@ -21,9 +22,9 @@ def find_cases(source: str, wanted: Wanted | None = None) -> Found:
     Raises one InputError with every fault: no such data set, files that are missing, and flags that do not belong.
     """
     wanted = wanted or Wanted()
-    if any(mark in source for mark in "{*") and not Path(source).expanduser().exists():
+    path = Path(os.path.expanduser(source)).absolute()
+    if any(mark in source for mark in "{*") and not path.exists():
         return find_by_pattern(source, wanted)
-    path = Path(source).expanduser().absolute()
     folder = path.parent if path.name == "dataset.json" else path
     _refuse_no_folder(source, folder)
     listed = folder / "dataset.json"
