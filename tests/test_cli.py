@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from autoseg import cli
-from autoseg.cli.words import parameters
+from autoseg.cli.words import parameters, parse_words, positional
+from autoseg.datalist.sources import Wanted
 from autoseg.errors import Fault, InputError, NoResultError
 from autoseg.pipeline import RunResult
-from autoseg.records import JobResult, LeaderboardEntry
+from autoseg.records import Case, Datalist, JobResult, LeaderboardEntry
 
 
 @pytest.fixture
@@ -94,6 +95,71 @@ def test_settings_from_a_file(calls: list, datalist: Path, tmp_path: Path) -> No
     assert calls[0].given[0].settings == {"num_epochs": 2}
 
 
+def test_class_names_may_be_regions() -> None:
+    known = parameters(cli.VERBS["run"], cli.configuration)
+    regions = [{"name": "WT", "index": [1, 2, 3]}, {"name": "TC", "index": [2, 3]}]
+    text = "[{name: WT, index: [1,2,3]}, {name: TC, index: [2, 3]}]"
+    assert parse_words(["--class_names", text], known)["class_names"] == regions
+    for text in ("left kidney, tumour", "no", "organ #2", "a: b: c", "50 %"):
+        assert parse_words([f"--class_names={text}"], known)["class_names"] == text
+
+
+def test_allow_skip(calls: list, datalist: Path) -> None:
+    assert cli.main(run_flags(datalist, "--allow_skip", "false")) == 0
+    assert calls[0].given[0].allow_skip is False
+
+
+def test_words_without_dashes_fill_positional_parameters() -> None:
+    def verb(first: str, second: int = 2, *, third: bool = False) -> int:
+        return 0
+
+    known = parameters(verb, verb)
+    assert positional(known) == ["first", "second"]
+    assert parse_words(["a b", "--third", "7"], known) == {"first": "a b", "second": 7, "third": True}
+    assert parse_words(["7", "--first=x"], known) == {"first": "x", "second": 7}
+    with pytest.raises(InputError) as caught:
+        parse_words(["a", "b", "c", "--fourth"], known)
+    assert [fault.field for fault in caught.value.faults] == ["--fourth", "SECOND", "c"]
+
+
+def test_datalist_says_what_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard: list[tuple[Any, Any]] = []
+    case = Case("a", ("a_t1.nii", "a_t2.nii"), "a.nii", 0)
+    written = Datalist("d.json", ".", (case, case), (), (case,), {1: "x", 3: "y"}, 2, {"whole": (1, 3)})
+    listing = SimpleNamespace(path="d.json", datalist=written, channels=("t1", "t2"), folds=2, unchanged=True)
+
+    def write_datalist(source: str, output: str, notify: Any, **options: Any) -> Any:
+        heard.append(((source, output), options))
+        return listing
+
+    monkeypatch.setattr("autoseg.pipeline.listing.write_datalist", write_datalist)
+    words = [
+        "--labels",
+        "l/{case}.nii",
+        "d/{case}_{channel}.nii",
+        "--channels",
+        "t1, t2",
+        "--num-fold=2",
+        "--overwrite",
+    ]
+    assert cli.main(["datalist", *words]) == 0
+    ((given, options),) = heard
+    assert given == ("d/{case}_{channel}.nii", "datalist.json")
+    assert options["wanted"] == Wanted("l/{case}.nii", None, ("t1", "t2"))
+    assert (options["num_fold"], options["overwrite"]) == (2, True)
+    out = capsys.readouterr().out
+    for line in (
+        "2 training in 2 folds, 1 testing (1 with labels)",
+        "2 (t1, t2)",
+        "1 x, 3 y",
+        "whole (1, 3)",
+        "as it was",
+    ):
+        assert line in out
+
+
 @pytest.mark.parametrize("value", ["a,b", "1e5", "007", "it's [x]", 'say "no"', "(1, 2)", "None", "True", "-", "ü\\n"])
 def test_text_stays_as_it_was_typed(calls: list, value: str) -> None:
     assert cli.main(["predict", "--input", value, f"--output={value}", "--work_dir", value]) == 0
@@ -121,6 +187,9 @@ def test_configuration_as_a_json_object(calls: list, datalist: Path) -> None:
         (["run", "datalist.json"], ["datalist.json: not a flag"]),
         (["run", "--train_on_all=maybe"], ["--train_on_all: 'maybe' is neither true nor false"]),
         (["predict", "--input", "x"], ["--output: is needed"]),
+        (["datalist", "--seed", "1"], ["SOURCE: is needed"]),
+        (["datalist", "a", "b", "c"], ["b: 2 words too many beside SOURCE", "quote"]),
+        (["datalist", "--source", "a", "b"], ["b: 1 word too many beside SOURCE"]),
         (["predict", "--input", "x", "--output", "y", "--num_fold", "1"], ["--num_fold: unknown flag"]),
         (["evaluate", "--predictions", "p", "--references", "r", "--labels", "liver"], ["--labels: 'liver'"]),
         (["evaluate", "--predictions", "p", "--references", "r", "--labels", "{1: [x"], ["--labels: "]),
@@ -254,9 +323,12 @@ def test_demo_makes_its_data_and_runs(calls: list, tmp_path: Path, capsys: pytes
 def test_help_names_every_flag_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     for name, verb in cli.VERBS.items():
         assert cli.main([name, "--help"]) == 0
-        shown = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  --")}
-        flags = {f"--{flag}" for flag in parameters(verb, cli.configuration)}
-        assert set(shown) == flags
+        lines = capsys.readouterr().out.splitlines()
+        shown = {line.split()[0]: line for line in lines if line.startswith("  ")}
+        known = parameters(verb, cli.configuration)
+        words = positional(known)
+        assert set(shown) == {name.upper() if name in words else f"--{name}" for name in known}
+        assert lines[0] == " ".join(["usage: autoseg", name, *map(str.upper, words), "[--flag value ...]"])
         undocumented = [flag for flag, line in shown.items() if not line[33:].strip()]
         assert not undocumented, f"{name}: {undocumented}"
 
@@ -268,7 +340,7 @@ def test_version_and_bare_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: autoseg VERB" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["run", "--datalits", "x"]])
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["run", "--datalits", "x"], ["datalist"]])
 def test_help_and_refusals_load_nothing_heavy(words: list[str]) -> None:
     heavy = ("torch", "monai", "numpy", "scipy", "nibabel", "rich")
     code = f"import sys; from autoseg.cli import main; main({words!r}); print([m for m in {heavy} if m in sys.modules])"

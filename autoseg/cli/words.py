@@ -1,4 +1,4 @@
-"""Flags of the shell against a verb's signature: checked, converted, explained. Prints nothing, calls no verb."""
+"""Words of the shell against a verb's signature: checked, converted, explained. Prints nothing, calls no verb."""
 
 from __future__ import annotations
 
@@ -25,17 +25,26 @@ def parameters(verb: Callable[..., int], shared: Callable[..., Any]) -> Paramete
     return {**inspect.signature(shared).parameters, **named} if len(named) < len(own) else named
 
 
+def positional(known: Parameters) -> list[str]:
+    """The parameters that words without dashes fill, in this order: those of a signature before its `*`."""
+    return [name for name, p in known.items() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+
+
 def parse_words(words: Sequence[str], known: Parameters) -> dict[str, Any]:
-    """`--flag value`, `--flag=value` and bare boolean flags as keyword arguments; every fault at once."""
+    """`--flag value`, `--flag=value`, bare boolean flags and positional words as keyword arguments.
+
+    Raises one InputError with every fault.
+    """
     faults = Faults()
     given: dict[str, Any] = {}
+    bare: list[str] = []
     left = list(words)
     while left:
         word = left.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
         name = name.replace("-", "_")
         if not word.startswith("--") or not name:
-            faults.add("", word, "not a flag: flags are written --name value")
+            bare.append(word)
             continue
         following = left[0] if left and not left[0].startswith("--") else None
         if name not in known:
@@ -59,10 +68,35 @@ def parse_words(words: Sequence[str], known: Parameters) -> dict[str, Any]:
         except (ValueError, yaml.YAMLError) as error:
             faults.add("", f"--{name}", parse_reason(error))
             given.setdefault(name, None)
+    _place(bare, known, given, faults)
     needed = [name for name, p in known.items() if p.default is inspect.Parameter.empty and name not in given]
-    faults.extend(Fault("", f"--{name}", "is needed") for name in needed)
+    faults.extend(Fault("", _shown(name, known), "is needed") for name in needed)
     faults.raise_if_any()
     return given
+
+
+def _place(bare: Sequence[str], known: Parameters, given: dict[str, Any], faults: Faults) -> None:
+    """Give the words without dashes to the positional parameters that no flag has filled."""
+    places = positional(known)
+    free = [name for name in places if name not in given]
+    for name, word in zip(free, bare, strict=False):
+        try:
+            given[name] = convert(kind_of(known[name]), word)
+        except (ValueError, yaml.YAMLError) as error:
+            faults.add("", _shown(name, known), parse_reason(error))
+            given[name] = None
+    surplus = bare[len(free) :]
+    if not places:
+        for word in surplus:
+            faults.add("", word, "not a flag: flags are written --name value")
+    elif surplus:
+        count = "1 word" if len(surplus) == 1 else f"{len(surplus)} words"
+        message = f"{count} too many beside {', '.join(map(str.upper, places))}; quote a `*`, or the shell expands it"
+        faults.add("", surplus[0], message)
+
+
+def _shown(name: str, known: Parameters) -> str:
+    return name.upper() if name in positional(known) else f"--{name}"
 
 
 def kind_of(parameter: inspect.Parameter) -> str:
@@ -87,13 +121,24 @@ def convert(kind: str, value: str) -> Any:
     if kind == "list[str]":
         items = parse_yaml(value) if value.lstrip().startswith("[") else value.split(",")
         return [str(item).strip() for item in items if str(item).strip()]
-    return parse_yaml(value) if kind == "Any" else value
+    return yaml_or_text(value) if kind == "Any" else value
+
+
+def yaml_or_text(value: str) -> Any:
+    """YAML where it is a list, a mapping or a number, else the text as it was typed; raises yaml.YAMLError."""
+    try:
+        parsed = parse_yaml(value)
+    except yaml.YAMLError:
+        if value.lstrip().startswith(("[", "{")):
+            raise
+        return value
+    return parsed if isinstance(parsed, (list, dict, int, float)) and not isinstance(parsed, bool) else value
 
 
 def read_object(flag: str, text: str) -> Any:
     """A flag's JSON or YAML text as plain values; raises InputError."""
     try:
-        return convert("Any", text)
+        return parse_yaml(text)
     except yaml.YAMLError as error:
         raise InputError([Fault("", flag, f"cannot be parsed: {parse_reason(error)}")]) from error
 
@@ -104,13 +149,18 @@ def summary(verb: Callable[..., int]) -> str:
 
 
 def verb_help(name: str, verb: Callable[..., int], shared: Callable[..., Any]) -> str:
-    """A verb's sentence and its flags, from the signatures and the `name: text` lines of the docstrings."""
+    """A verb's sentence, words and flags, from the signatures and the `name: text` lines of the docstrings."""
     texts = dict(re.findall(r"^ {4}(\w+): (.+)$", f"{shared.__doc__}\n{verb.__doc__}", re.MULTILINE))
     values = {"bool": "", "int": " N", "float": " X", "list[str]": " A,B"}
-    rows = []
-    for flag, parameter in parameters(verb, shared).items():
+    rows: dict[str, list[str]] = {"words": [], "flags": []}
+    known = parameters(verb, shared)
+    places = positional(known)
+    for flag, parameter in known.items():
         value = " KEY=VALUE" if flag == REPEATED else values.get(kind_of(parameter), " VALUE")
         needed = parameter.default is parameter.empty
         said = " (needed)" if needed else f" (default: {parameter.default})" if parameter.default else ""
-        rows.append(f"  {f'--{flag}{value}':<32} {texts.get(flag, '')}{said}")
-    return f"usage: autoseg {name} [--flag value ...]\n\n{summary(verb)}\n\nflags:\n" + "\n".join(rows)
+        shown = flag.upper() if flag in places else f"--{flag}{value}"
+        rows["words" if flag in places else "flags"].append(f"  {shown:<32} {texts.get(flag, '')}{said}")
+    usage = " ".join(["autoseg", name, *map(str.upper, places), "[--flag value ...]"])
+    sections = ["\n".join([f"{kind}:", *lines]) for kind, lines in rows.items() if lines]
+    return "\n\n".join([f"usage: {usage}", summary(verb), *sections])

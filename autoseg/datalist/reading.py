@@ -33,6 +33,7 @@ def load_datalist(
     train_on_all: bool | None = None,
     patient_pattern: str | None = None,
     num_fold: int | None = None,
+    plain: Any = None,
 ) -> Datalist:
     """Read a datalist and check all that needs no image opened; raises one InputError with every fault.
 
@@ -41,11 +42,12 @@ def load_datalist(
     the name of the first channel's file, whose first group (or whole match) is the patient; an entry's `patient` wins.
     `num_fold` is the number of folds to train: of folds given, the first ones; `Datalist.num_fold` is 0 where
     `make_folds` has still to split. `train_on_all` drops all folds, to train one network on every case.
-    None leaves `train_on_all` and `num_fold` to what `plain_datalist` wrote.
+    None leaves `train_on_all` and `num_fold` to what `plain_datalist` wrote. `plain` is what the file is going to hold:
+    given that, the file itself is not read.
     """
     path = Path(path).expanduser().absolute()
     root = Path(dataroot).expanduser().absolute() if dataroot else path.parent
-    plain = read_json(path)
+    plain = read_json(path) if plain is None else plain
     if not isinstance(plain, dict):
         raise InputError([Fault(str(path), "", "is not a JSON object with a list 'training'")])
     complaints = Complaints(path)

@@ -1,0 +1,83 @@
+"""The flags that every verb of a run shares, and the run configuration that they make with the input file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from autoseg.cli.words import read_object
+from autoseg.errors import InputError
+
+if TYPE_CHECKING:
+    from autoseg.config import RunConfig
+
+
+def configuration(
+    *,
+    work_dir: str | None = None,
+    input: str | None = None,
+    datalist: str | None = None,
+    dataroot: str | None = None,
+    modality: str | None = None,
+    algos: list[str] | None = None,
+    num_fold: int | None = None,
+    train_on_all: bool | None = None,
+    class_names: Any = None,
+    patient_pattern: str | None = None,
+    mirror_pairs: Any = None,
+    normalization: str | None = None,
+    minutes: float | None = None,
+    max_parallel: int | None = None,
+    seed: int | None = None,
+    set: list[str] | None = None,
+    allow_skip: bool | None = None,
+    templates_path_or_url: str | None = None,
+    ensemble_method: str | None = None,
+    n_best: int | None = None,
+    ensemble_mode: str | None = None,
+    tolerance_mm: float | None = None,
+    check: bool | None = None,
+    not_use_cache: bool | None = None,
+) -> RunConfig:
+    """The run configuration that the flags and the input file name; a flag wins over the file.
+
+    work_dir: folder of the run (default: ./work_dir)
+    input: YAML or JSON file with configuration keys, or the keys themselves as a JSON object
+    datalist: Auto3DSeg's JSON: training (image, label, fold), validation, testing
+    dataroot: folder that the datalist's paths are relative to (default: the datalist's folder)
+    modality: CT, MRI, PET, ...
+    algos: network families, separated by commas (default: segresnet)
+    num_fold: number of folds to train (default: as many as the datalist names, else 5)
+    train_on_all: one network, trained on every case, with no cross-validation
+    class_names: names of the labels 1, 2, ..., separated by commas; or regions, as [{name: whole, index: [1, 2]}, ...]
+    patient_pattern: regular expression whose first group, in the file name, is the patient; folds keep patients whole
+    mirror_pairs: label values that are left and right of one another, such as [[1, 2]]
+    normalization: how intensities are scaled, where the modality does not say it
+    minutes: time for the whole training stage (default: as the planner counts steps)
+    max_parallel: at most so many jobs at once
+    seed: seed of folds, networks and patches
+    set: a hyper-parameter as key=value, of one family as family.key=value, or @file.yaml; repeats
+    allow_skip: leave out families that do not suit the data
+    templates_path_or_url: folder of algorithm templates (default: those that come with autoseg)
+    ensemble_method: AlgoEnsembleBestByFold, AlgoEnsembleBestN or AlgoEnsembleAll
+    n_best: members of AlgoEnsembleBestN
+    ensemble_mode: mean (of probabilities) or vote
+    tolerance_mm: tolerance of the surface Dice in mm
+    check: false trains although the check found faults
+    not_use_cache: do everything anew, whatever the work_dir holds
+    """
+    return _load(**locals())
+
+
+def _load(input: str | None, set: list[str] | None, **flags: Any) -> RunConfig:
+    """The configuration; where it has faults, those that later checks would find are said with them."""
+    from autoseg.config import load_config, parse_settings
+
+    settings, family_settings = parse_settings(set or [])
+    flags |= {"settings": settings or None, "family_settings": family_settings or None}
+    source = read_object("--input", input) if input is not None and input.lstrip().startswith("{") else input
+    try:
+        return load_config(source, **flags)
+    except InputError as error:
+        from autoseg.pipeline.prepare import with_later_faults
+
+        raise with_later_faults(error) from None

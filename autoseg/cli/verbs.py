@@ -1,0 +1,259 @@
+"""The verbs of the command: keyword arguments are flags, the docstring is the help, the number returned the exit code.
+
+They print what came out; torch and MONAI load inside them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from autoseg.cli.flags import configuration
+from autoseg.errors import Fault, InputError
+
+if TYPE_CHECKING:
+    from autoseg.pipeline import RunResult
+    from autoseg.report.screen import Screen
+
+
+def run(*, dry_run: bool = False, **flags: Any) -> int:
+    """The one call: check, analyse, plan, train all folds in parallel, ensemble, predict, evaluate.
+
+    dry_run: plan, write the bundles and stop before anything is trained
+    """
+    return _show_result(_stage("run", flags, dry_run=dry_run), dry_run)
+
+
+def check(**flags: Any) -> int:
+    """Read every file of the datalist once and say all that is wrong with the data; writes nothing."""
+    found = _stage("check", flags)
+    for warning in found.warnings:
+        print(f"warning: {' '.join(str(warning).split())}")
+    print(f"checked: no faults, {len(found.warnings)} warnings")
+    return 0
+
+
+def analyze(**flags: Any) -> int:
+    """Check the data, collect its statistics and split it into folds."""
+    print(f"statistics: {_stage('analyze', flags)}")
+    return 0
+
+
+def generate(**flags: Any) -> int:
+    """Analyse, plan the hyper-parameters and write one bundle a family and fold."""
+    for folder in _stage("generate", flags):
+        print(f"bundle: {folder}")
+    return 0
+
+
+def train(*, dry_run: bool = False, **flags: Any) -> int:
+    """Everything up to the leaderboard; what is trained already and unchanged is kept.
+
+    dry_run: plan, write the bundles and stop before anything is trained
+    """
+    return _show_result(_stage("run", flags, dry_run=True) if dry_run else _stage("train", flags), dry_run)
+
+
+def ensemble(**flags: Any) -> int:
+    """Choose members among the trained networks of a work_dir, predict the testing cases, evaluate."""
+    return _show_result(_stage("ensemble", flags))
+
+
+def predict(*, input: str, output: str, work_dir: str = "./work_dir") -> int:
+    """Predict new images by the ensemble of a finished run; writes one label file a case.
+
+    input: an image, or a folder of images (channels as <case>_0000, <case>_0001, ...)
+    output: folder of the predictions
+    work_dir: folder of the run
+    """
+    from autoseg import pipeline
+
+    with _screen() as screen:
+        predictions = pipeline.predict(work_dir, input, output, screen)
+    print(f"predictions: {len(predictions)} in {output}")
+    return 0
+
+
+def evaluate(
+    *, predictions: str, references: str, output: str | None = None, labels: Any = None, tolerance_mm: float = 1.0
+) -> int:
+    """Score a folder of predictions against a folder of references, by case and label.
+
+    predictions: folder of predicted label files
+    references: folder of reference label files of the same cases
+    output: JSON file to write; its CSV neighbour gets the table by case
+    labels: value and name of the labels, such as {1: liver, 2: tumour} (default: the values found)
+    tolerance_mm: tolerance of the surface Dice in mm
+    """
+    from autoseg import pipeline
+    from autoseg.report import tables
+
+    with _screen() as screen:
+        evaluation = pipeline.evaluate(
+            predictions, references, output, screen, labels=_label_names(labels), tolerance_mm=tolerance_mm
+        )
+    _screen().print(tables.evaluation_table(evaluation))
+    if output is not None:
+        print(f"evaluation: {output}")
+    return 0
+
+
+def datalist(
+    source: str,
+    *,
+    output: str = "datalist.json",
+    labels: str | None = None,
+    testing: str | None = None,
+    channels: list[str] | None = None,
+    modality: str | None = None,
+    patient_pattern: str | None = None,
+    num_fold: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> int:
+    """Write a datalist with folds from a Decathlon, nnU-Net or BIDS folder, or from a pattern of file names.
+
+    source: the folder, or a pattern such as 'images/{case}_{channel}.nii.gz', with {patient} and * where they help
+    output: the JSON file to write; paths below its folder are relative to it
+    labels: pattern of the label files, such as 'labels/{case}.nii.gz'; in a BIDS tree their end (default: dseg or mask)
+    testing: pattern of testing images
+    channels: names of the channels in order, such as T1w,FLAIR (default: those that all cases have, sorted)
+    modality: CT, MRI, PET, ... (default: what the folder says)
+    patient_pattern: regular expression whose first group, in the file name, is the patient; folds keep patients whole
+    num_fold: number of folds (default: 5, or as many as patients)
+    seed: seed of the folds
+    overwrite: replace another file in the output's place
+    """
+    from autoseg.datalist.sources import Wanted
+    from autoseg.pipeline.listing import write_datalist
+
+    with _screen() as screen:
+        listing = write_datalist(
+            source, output, screen, wanted=Wanted(labels, testing, tuple(channels or ())), modality=modality,
+            patient_pattern=patient_pattern, num_fold=num_fold, seed=seed, overwrite=overwrite,
+        )  # fmt: skip
+    found = listing.datalist
+    labelled = sum(case.label is not None for case in found.testing)
+    counts = [f"{len(found.training)} training" + (f" in {listing.folds} folds" if listing.folds else "")]
+    counts += [f"{len(found.validation)} validation"] if found.validation else []
+    counts += [f"{len(found.testing)} testing ({labelled} with labels)"]
+    names = f" ({', '.join(listing.channels)})" if listing.channels else ""
+    print(f"cases:    {', '.join(counts)}")
+    print(f"channels: {len(listing.channels) or len(found.training[0].image)}{names}")
+    print(f"labels:   {', '.join(f'{value} {name}' for value, name in found.labels.items())}")
+    for name, values in found.regions.items():
+        print(f"region:   {name} ({', '.join(map(str, values))})")
+    print(f"datalist: {listing.path}{' (as it was)' if listing.unchanged else ''}")
+    return 0
+
+
+def status(*, work_dir: str = "./work_dir", json: bool = False) -> int:
+    """Say where a run stands, from its files: jobs, leaderboard, members of the ensemble.
+
+    work_dir: folder of the run
+    json: print it as JSON
+    """
+    from json import dumps
+
+    from autoseg import pipeline
+    from autoseg.records import to_plain
+    from autoseg.report import tables
+
+    state = pipeline.status(work_dir)
+    if json:
+        print(dumps(to_plain(state), indent=1, ensure_ascii=False))
+        return 0
+    print(f"run: {state['work_dir']}")
+    for name, job in state["jobs"].items():
+        print(f"job {name}: {job['status']}" + (f" ({job['error']})" if job.get("error") else ""))
+    if state["leaderboard"]:
+        _screen().print(tables.leaderboard_table(state["leaderboard"], state.get("labels")))
+    print(f"ensemble: {', '.join(state['members']) or 'none yet'}")
+    return 0
+
+
+def demo(*, work_dir: str = "work_dirs/demo", quick: bool = False, set: list[str] | None = None) -> int:
+    """Generate a small data set and do the one call on it, in a few minutes on a CPU. Downloads nothing.
+
+    work_dir: folder of the run; the data are made in its folder data
+    quick: fewer folds and steps, to see that everything works
+    set: a hyper-parameter as key=value, as for the verb run; repeats
+    """
+    from pathlib import Path
+
+    from autoseg import pipeline
+    from autoseg.config import load_config, parse_settings
+    from autoseg.demo import DEMO, QUICK, make_demo_data
+    from autoseg.workspace import Workspace
+
+    chosen: dict[str, Any] = QUICK if quick else DEMO
+    settings, family_settings = parse_settings(set or [])
+    Workspace(work_dir).create()
+    print("demo: the data are generated, not real: an ellipsoid organ with a nodule in simulated MRI")
+    datalist = make_demo_data(Path(work_dir) / "data")
+    flags = {**chosen, "settings": {**chosen["settings"], **settings}, "family_settings": family_settings or None}
+    config = load_config({"modality": "MRI"}, work_dir=work_dir, datalist=str(datalist), **flags)
+    with _screen() as screen:
+        result = pipeline.run(config, screen)
+    return _show_result(result)
+
+
+def _stage(verb: str, flags: Mapping[str, Any], **options: Any) -> Any:
+    """Call a verb of the pipeline with the configuration of these flags, events going to the screen."""
+    config = configuration(**flags)
+    from autoseg import pipeline
+
+    with _screen() as screen:
+        return getattr(pipeline, verb)(config, screen, **options)
+
+
+def _screen() -> Screen:
+    from rich.console import Console
+
+    from autoseg.report.screen import Screen
+
+    # a log or a pipe has no width of its own; tables need more than the 80 columns that rich takes then
+    return Screen(Console(width=None if sys.stdout.isatty() else 110))
+
+
+def _show_result(result: RunResult, dry_run: bool = False) -> int:
+    """Print what came out, and where it is; returns the exit code."""
+    from autoseg.report import tables
+    from autoseg.workspace import read_json
+
+    screen = _screen()
+    if dry_run:
+        screen.print(tables.plan_table(read_json(result.paths["plan"])["families"]))
+        print("dry run: nothing was trained; the same command without --dry_run trains")
+    if result.leaderboard:
+        screen.print(tables.leaderboard_table(result.leaderboard, result.labels))
+    if result.cross_validation:
+        screen.print(tables.cross_validation_table(result.cross_validation, result.labels))
+    if result.evaluation is not None:
+        screen.print(tables.evaluation_table(result.evaluation, result.labels))
+    if result.members:
+        print(f"ensemble of {', '.join(result.members)}")
+    for name, path in result.paths.items():
+        print(f"{name + ':':<18} {path}")
+    for job in result.failed:
+        print(f"failed: {job.id} ({job.status}), log: {job.log}", file=sys.stderr)
+    return result.exit_code
+
+
+def _label_names(labels: Any) -> dict[int, str] | None:
+    """`{1: liver}`, `[1, 2]` or `1` as value -> name; raises InputError where a value is no whole number."""
+    if labels is None:
+        return None
+    named = labels if isinstance(labels, dict) else {v: v for v in (labels if isinstance(labels, list) else [labels])}
+    if not all(isinstance(value, int) for value in named):
+        raise InputError(
+            [Fault("", "--labels", f"{labels!r}: values are whole numbers, as in {{1: liver, 2: tumour}}")]
+        )
+    return {value: str(name) for value, name in named.items()}
+
+
+VERBS: dict[str, Callable[..., int]] = {
+    verb.__name__: verb
+    for verb in (run, check, analyze, generate, train, ensemble, predict, evaluate, status, datalist, demo)
+}
