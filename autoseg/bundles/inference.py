@@ -9,11 +9,18 @@ from typing import Any
 
 from autoseg.bundles.preprocessing import preprocessing
 
+# Every file of the folder is a case; or, where a case has one file a channel, the files <case>_0000, <case>_0001, ...
+IMAGES = "$[{'image': f} for f in sorted(glob.glob(os.path.join(@dataset_dir, '*')))]"
+CASES = (
+    "$[{'image': list(files)} for _, files in itertools.groupby("
+    "sorted(glob.glob(os.path.join(@dataset_dir, '*'))), key=lambda f: re.split(r'_\\d{4}(?=\\.|$)', f)[0])]"
+)
+
 
 def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
     """`inference.yaml`: parses alone, needs MONAI and pytorch-ignite only; predicts `dataset_dir` into `output_dir`."""
     config: dict[str, Any] = {
-        "imports": ["$import glob", "$import os"],
+        "imports": ["$import glob", "$import itertools", "$import os", "$import re"],
         "bundle_root": ".",
         "output_dir": "$@bundle_root + '/predictions'",
         "dataset_dir": "$@bundle_root + '/images'",
@@ -25,20 +32,14 @@ def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) ->
     config["preprocessing"] = preprocessing(settings, ["image"])
     config["dataset"] = {
         "_target_": "Dataset",
-        "data": "$[{'image': f} for f in sorted(glob.glob(os.path.join(@dataset_dir, '*')))]",
+        "data": IMAGES if settings["image_files"] == 1 else CASES,
         "transform": "@preprocessing",
     }
     config["dataloader"] = {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0}
-    config["inferer"] = {
-        "_target_": "SlidingWindowInferer",
-        "roi_size": "@roi_size",
-        "sw_batch_size": "@sw_batch_size",
-        "overlap": "@overlap",
-        "mode": "gaussian",
-    }
+    config["inferer"] = inferer(settings, "@overlap")
     config["postprocessing"] = _postprocessing()
     load = {"_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/model.pt'"}
-    config["handlers"] = [{**load, "load_dict": {"model": "@network"}}]
+    config["handlers"] = [{**load, "load_dict": {"model": "@network"}, "map_location": "@device"}]
     config["evaluator"] = {
         "_target_": "SupervisedEvaluator",
         "device": "@device",
@@ -52,6 +53,16 @@ def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) ->
     config["initialize"] = ["$monai.utils.set_determinism(0)"]
     config["run"] = ["$@evaluator.run()"]
     return config
+
+
+def inferer(settings: Mapping[str, Any], overlap: str) -> dict[str, Any]:
+    """Gaussian-weighted windows of roi_size; for networks of slices, planes across the axis where it is 1."""
+    windows = {"sw_batch_size": "@sw_batch_size", "overlap": overlap, "mode": "gaussian"}
+    if settings["spatial_dims"] == 2:
+        flat = [int(n) for n in settings["roi_size"]].index(1)
+        plane = f"$@roi_size[:{flat}] + @roi_size[{flat + 1}:]"
+        return {"_target_": "SliceInferer", "spatial_dim": flat, "roi_size": plane, **windows}
+    return {"_target_": "SlidingWindowInferer", "roi_size": "@roi_size", **windows}
 
 
 def _postprocessing() -> dict[str, Any]:

@@ -90,22 +90,32 @@ class Inferer:
         return MetaTensor(torch.from_numpy(probabilities), affine=torch.as_tensor(affine), meta=meta)
 
 
-def fold_cases(bundle_root: str, part: str) -> list[dict[str, Any]]:
+def fold_cases(bundle_root: str, part: str, dataroot: str | None = None) -> list[dict[str, Any]]:
     """The cases of a bundle's fold as MONAI data dictionaries; `part` is training or validation."""
-    training, validation = Bundle.load(bundle_root).cases()
+    bundle = Bundle.load(bundle_root, {"dataroot": dataroot} if dataroot else None)
+    training, validation = bundle.cases()
     cases = training if part == "training" else validation
     return [{"image": list(case.image), "label": case.label} for case in cases]
 
 
 class BundleTrainer:
-    """The trainer that train.yaml names: `run` is what `scripts/train.py run` does."""
+    """The trainer that train.yaml names: `run` is what `scripts/train.py run` does, with the same overrides.
 
-    def __init__(self, bundle_root: str, max_epochs: int):
+    A `max_epochs` that differs from the bundle's num_epochs is meant to count: it puts aside a num_iterations that
+    is the bundle's own.
+    """
+
+    def __init__(self, bundle_root: str, max_epochs: int | None, overrides: Mapping[str, Any] | None = None):
         self.root, self.max_epochs = Path(bundle_root).resolve(), max_epochs
+        self.overrides = dict(overrides or {})
 
     def run(self) -> None:
         """Train and score the bundle."""
-        train(self.root, {"num_epochs": self.max_epochs})
+        own = Bundle.load(self.root).settings
+        changed = {"num_epochs": self.max_epochs}
+        if self.max_epochs != own["num_epochs"] and self.overrides.get("num_iterations") == own["num_iterations"]:
+            changed["num_iterations"] = None
+        train(self.root, {**self.overrides, **changed})
 
 
 def _known(override: Mapping[str, Any]) -> dict[str, Any]:
