@@ -31,7 +31,7 @@ SMALL = {
 def awkward_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A datalist: labels 1 and 3, spacings that differ between cases, and one testing case far smaller than a patch."""
     datalist = make_demo_data(tmp_path_factory.mktemp("data"), training=4, testing=2, shape=(32, 28, 24), labels=(1, 3))
-    for number, path in enumerate(sorted(datalist.parent.glob("*/*.nii.gz"))):
+    for path in datalist.parent.glob("*/*.nii.gz"):
         image = nib.load(path)
         spacing = [1.0, 1.1, 1.6] if "_00" in path.name else [1.2, 1.3, 1.5]
         voxels = np.asarray(image.dataobj)  # type: ignore[attr-defined]
