@@ -9,34 +9,27 @@ from typing import Any
 
 from autoseg.bundles.preprocessing import preprocessing
 
-# Every file of the folder is a case; or, where a case has one file a channel, the files <case>_0000, <case>_0001, ...
-IMAGES = "$[{'image': f} for f in sorted(glob.glob(os.path.join(@dataset_dir, '*')))]"
-CASES = (
-    "$[{'image': list(files)} for _, files in itertools.groupby("
-    "sorted(glob.glob(os.path.join(@dataset_dir, '*'))), key=lambda f: re.split(r'_\\d{4}(?=\\.|$)', f)[0])]"
-)
-
 
 def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
     """`inference.yaml`: parses alone, needs MONAI and pytorch-ignite only; predicts `dataset_dir` into `output_dir`."""
     config: dict[str, Any] = {
-        "imports": ["$import glob", "$import itertools", "$import os", "$import re"],
+        "imports": ["$import glob", "$import itertools", "$import os"],
         "bundle_root": ".",
         "output_dir": "$@bundle_root + '/predictions'",
         "dataset_dir": "$@bundle_root + '/images'",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
-        **_referenced(settings, network),
+        **referenced(settings, network),
     }
     config["network_def"] = copy.deepcopy(network["network_def"])
     config["network"] = "$@network_def.to(@device)"
     config["preprocessing"] = preprocessing(settings, ["image"])
     config["dataset"] = {
         "_target_": "Dataset",
-        "data": IMAGES if settings["image_files"] == 1 else CASES,
+        "data": _data(settings),
         "transform": "@preprocessing",
     }
     config["dataloader"] = {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0}
-    config["inferer"] = inferer(settings, "@overlap")
+    config["inferer"] = sliding_window(settings, "@overlap")
     config["postprocessing"] = _postprocessing()
     load = {"_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/model.pt'"}
     config["handlers"] = [{**load, "load_dict": {"model": "@network"}, "map_location": "@device"}]
@@ -55,14 +48,24 @@ def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) ->
     return config
 
 
-def inferer(settings: Mapping[str, Any], overlap: str) -> dict[str, Any]:
-    """Gaussian-weighted windows of roi_size; for networks of slices, planes across the axis where it is 1."""
-    windows = {"sw_batch_size": "@sw_batch_size", "overlap": overlap, "mode": "gaussian"}
-    if settings["spatial_dims"] == 2:
-        flat = [int(n) for n in settings["roi_size"]].index(1)
-        plane = f"$@roi_size[:{flat}] + @roi_size[{flat + 1}:]"
-        return {"_target_": "SliceInferer", "spatial_dim": flat, "roi_size": plane, **windows}
-    return {"_target_": "SlidingWindowInferer", "roi_size": "@roi_size", **windows}
+def sliding_window(settings: Mapping[str, Any], overlap: str) -> dict[str, Any]:
+    """Windows of roi_size with Gaussian weights; those of a 2D network move over the planes of a volume."""
+    config = {"roi_size": "@roi_size", "sw_batch_size": "@sw_batch_size", "overlap": overlap, "mode": "gaussian"}
+    if int(settings["spatial_dims"]) == 3:
+        return {"_target_": "SlidingWindowInferer", **config}
+    across = list(settings["roi_size"]).index(1)
+    config["roi_size"] = f"$[n for axis, n in enumerate(@roi_size) if axis != {across}]"
+    return {"_target_": "SliceInferer", "spatial_dim": across, **config}
+
+
+def _data(settings: Mapping[str, Any]) -> str:
+    """The images of `dataset_dir`; with several files a case, those are <case>_0000, <case>_0001, ..."""
+    files = "sorted(glob.glob(os.path.join(@dataset_dir, '*')))"
+    if int(settings["image_files"]) == 1:
+        return f"$[{{'image': f}} for f in {files}]"
+    case = "lambda f: os.path.basename(f).split('.')[0].rpartition('_')[0]"
+    named = "{'image_%d' % i: f for i, f in enumerate(group)}"
+    return f"$[{named} for _, group in itertools.groupby({files}, {case})]"
 
 
 def _postprocessing() -> dict[str, Any]:
@@ -91,7 +94,7 @@ def _postprocessing() -> dict[str, Any]:
     }
 
 
-def _referenced(settings: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
+def referenced(settings: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
     """The hyper-parameters that inference needs: those its parts name with @."""
     text = json.dumps(network) + json.dumps(preprocessing(settings, ["image"]))
     wanted = {"roi_size", "sw_batch_size", "overlap", "label_values"}

@@ -42,7 +42,7 @@ def _image(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "type": "image",
         "format": "hounsfield" if settings["normalize_mode"] == "ct" else "magnitude",
-        "modality": MODALITIES.get(settings["modality"], settings["modality"]),
+        "modality": MODALITIES.get(settings["modality"].upper(), settings["modality"].upper()),
         "num_channels": channels,
         **_patch(settings),
         "channel_def": {str(c): f"image_{c}" for c in range(channels)},

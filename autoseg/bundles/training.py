@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from autoseg.bundles.inference import inferer
+from autoseg.bundles.inference import sliding_window
 from autoseg.bundles.preprocessing import preprocessing
 
 ELSEWHERE = ("name", "fold", "bundle_root", "dataroot", "num_epochs")  # given by other names, or not to be turned
@@ -44,7 +44,7 @@ def train_config(settings: Mapping[str, Any], network: Mapping[str, Any]) -> dic
             "data": {**cases, "part": "validation"},
             "transform": "@validate#preprocessing",
         },
-        "inferer": inferer(settings, "@validation_overlap"),
+        "inferer": sliding_window(settings, "@validation_overlap"),
     }
     config["run"] = ["$@train#trainer.run()"]
     return config

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 
+from autoseg.bundles.inference import referenced
+from autoseg.bundles.writer import write_bundle
 from autoseg.config import parse_value
 from autoseg.datalist import case_id
 from autoseg.devices import torch_device
@@ -21,7 +23,7 @@ from autoseg.engine.trainer import Trainer
 from autoseg.errors import AutosegError
 from autoseg.evaluation import dice_by_label, mean_dice, mean_dice_by_label, onto_grid_of, read_label_map
 from autoseg.records import Case
-from autoseg.workspace import write_json
+from autoseg.workspace import read_yaml, write_json
 
 # What Auto3DSeg's callers say that is no hyper-parameter of ours and changes no result: who calls, how a cache is
 # filled, where it is logged.
@@ -37,6 +39,7 @@ def train(root: Path, override: Mapping[str, Any]) -> None:
 
     def work() -> None:
         bundle = _bundle(root, override)
+        _keep_for_inference(bundle)
         progress = Trainer(bundle).run()
         score_validation(bundle, {"steps": progress.step, "seconds": round(progress.seconds, 1)})
 
@@ -134,6 +137,14 @@ def _bundle(root: Path, override: Mapping[str, Any]) -> Bundle:
         key: _as_held(own.get(key), override[name]) for name, key in names.items() if key in own or key not in IGNORED
     }
     return Bundle.load(root, known)
+
+
+def _keep_for_inference(bundle: Bundle) -> None:
+    """Write overrides without which the weights cannot be used (width, patch, spacing) into the bundle's files."""
+    own = Bundle.load(bundle.root).settings
+    needed = referenced(bundle.settings, read_yaml(bundle.root / "configs" / "network.yaml"))
+    if any(own[key] != value for key, value in needed.items()):
+        write_bundle(bundle.root, {**own, **needed})
 
 
 def _as_held(held: Any, value: Any) -> Any:

@@ -16,6 +16,7 @@ from autoseg.engine import entry
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.entry import fold_cases, score_validation
 from autoseg.engine.trainer import Trainer
+from autoseg.workspace import read_yaml
 
 MakeBundle = Callable[..., Path]
 
@@ -38,6 +39,10 @@ def test_train_py_runs_from_anywhere_with_overrides_and_refuses_unknown_ones(mak
         Path(c["image"][0]).name[:-7] for c in fold_cases(str(root), "validation")
     }
     assert "mean Dice" in (root / "training.log").read_text()
+    # what the weights need stays with them, what only trained them does not
+    kept = Bundle.load(root).settings
+    assert kept["roi_size"] == read_yaml(root / "configs" / "inference.yaml")["roi_size"] == [16, 16, 8]
+    assert kept["num_iterations"] != 2
 
 
 def test_train_py_runs_inside_the_bundle_for_so_many_epochs(make_bundle: MakeBundle) -> None:
