@@ -117,9 +117,9 @@ def load_algo(name: str, folder: Path) -> TemplateAlgo:
         importlib.invalidate_caches()
         module_object = importlib.import_module(f"{name}.scripts.algo")
         algo: TemplateAlgo = getattr(module_object, f"{name.capitalize()}Algo")(template_path=str(folder.parent))
-    except (ImportError, AttributeError, SyntaxError) as error:
+    except Exception as error:  # whatever a template's own code raises
         raise InputError(
-            [Fault(str(folder / "scripts" / "algo.py"), name.capitalize() + "Algo", str(error))]
+            [Fault(str(folder / "scripts" / "algo.py"), name.capitalize() + "Algo", f"{type(error).__name__}: {error}")]
         ) from error
     finally:
         sys.path.remove(str(folder.parent))

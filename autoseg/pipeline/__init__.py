@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoseg.bundles.marks import bundle_settings
 from autoseg.config import RunConfig, load_config
 from autoseg.datalist import load_datalist
 from autoseg.devices import detect_devices
@@ -200,7 +201,7 @@ def predict(
 
     workspace = Workspace(work_dir)
     names = predicting.trained_members(workspace)
-    settings = read_yaml(workspace.root / names[0] / "configs" / "hyper_parameters.yaml")
+    settings = bundle_settings(workspace.root / names[0])
     cases = predicting.input_cases(input, int(settings["input_channels"]))
     target = Workspace(output)
     target.create()

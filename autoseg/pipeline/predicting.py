@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from autoseg.bundles.marks import bundle_weights
 from autoseg.datalist import case_id
 from autoseg.ensemble.members import choose_members, fit_members
 from autoseg.errors import Fault, InputError, NoResultError
@@ -74,7 +75,7 @@ def predict_cases(
         }
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "spec.json", spec)
-        weights = [((b / "models" / "model.pt").stat().st_mtime_ns, b.name) for b in bundles]
+        weights = [(bundle_weights(b).stat().st_mtime_ns, b.name) for b in bundles]
         jobs.append(
             Job(
                 id=job_id,
@@ -133,7 +134,7 @@ def trained_members(workspace: Workspace) -> tuple[str, ...]:
     faults = [
         Fault(str(workspace.root / name), "", "a member of the ensemble, but its weights are gone")
         for name in names
-        if not (workspace.root / name / "models" / "model.pt").is_file()
+        if not bundle_weights(workspace.root / name).is_file()
     ]
     if faults:
         raise InputError(faults)
