@@ -31,17 +31,17 @@ def folded_data(folder: Path, channels: int) -> Path:
     return datalist
 
 
-def monai_runs(family: str, folder: Path, channels: int) -> Path:
+def monai_runs(family: str, folder: Path, channels: int, templates: Path | None = None) -> Path:
     """Two folds of two epochs by MONAI's AutoRunner, from its analysis to its ensemble; returns its work_dir."""
     datalist = folded_data(folder / "data", channels)
     runner = AutoRunner(
         work_dir=str(folder / "work"),
         input={"modality": "mri", "datalist": str(datalist), "dataroot": str(datalist.parent)},
         algos=family,
-        templates_path_or_url=str(templates_folder()),
+        templates_path_or_url=str(templates or templates_folder()),
         allow_skip=False,
     )
-    known = template_settings(available_templates()[family])
+    known = {} if templates else template_settings(available_templates()[family])
     cheap = {key: value for key, value in CHEAP.items() if key in known}
     runner.set_analyze_params({"device": "cpu"}).set_device_info(cuda_visible_devices="", cmd_prefix=sys.executable)
     runner.set_training_params({"num_epochs": 2, "num_epochs_per_validation": 1, **cheap}).set_num_fold(2)
@@ -74,6 +74,13 @@ def test_monai_s_runner_trains_and_ensembles_segresnet(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_monai_s_runner_trains_and_ensembles(family: str, tmp_path: Path) -> None:
     has_trained_and_predicted(family, monai_runs(family, tmp_path, channels=1))
+
+
+@pytest.mark.slow
+def test_the_foreign_template_of_our_tests_is_one_of_monai_s(tmp_path: Path) -> None:
+    work = monai_runs("tinynet", tmp_path, 1, Path(__file__).resolve().parents[1] / "templates")
+    assert len(import_bundle_algo_history(str(work), only_trained=True)) == 2
+    assert len(list((work / "ensemble_output").rglob("*_ensemble.nii.gz"))) == 1
 
 
 @pytest.mark.parametrize("reason", [None, "it does not suit"])
