@@ -84,6 +84,7 @@ class AutoRunner:
         self._flags |= _algos(algos)
         self._devices: str | None = None
         self._files: slice | None = None
+        self._ensemble: Any = None
         self.set_image_save_transform(**kwargs)
         self._set()
 
@@ -130,11 +131,20 @@ class AutoRunner:
         return self
 
     def set_ensemble_method(
-        self, ensemble_method_name: str = "AlgoEnsembleBestByFold", n_best: int | None = None, **kwargs: Any
+        self, ensemble_method_name: Any = "AlgoEnsembleBestByFold", n_best: int | None = None, **kwargs: Any
     ) -> AutoRunner:
-        """AlgoEnsembleBestByFold, AlgoEnsembleBestN (of `n_best` members) or AlgoEnsembleAll."""
+        """AlgoEnsembleBestByFold, AlgoEnsembleBestN (of `n_best` members) or AlgoEnsembleAll.
+
+        Or a subclass of MONAI's AlgoEnsemble, or an instance of one: its `collect_algos` chooses the members.
+        """
         self.set_image_save_transform(**kwargs)
-        return self._set(ensemble_method=ensemble_method_name, n_best=n_best)
+        if isinstance(ensemble_method_name, str):
+            self._ensemble = None
+            return self._set(ensemble_method=ensemble_method_name, n_best=n_best)
+        from autoseg.ensemble.custom import ensemble_instance
+
+        self._ensemble = ensemble_instance(ensemble_method_name)
+        return self._set(**({"ensemble_mode": "vote"} if self._ensemble.mode == "vote" else {}))
 
     def set_image_save_transform(self, **kwargs: Any) -> AutoRunner:
         """Arguments of MONAI's SaveImage; predictions keep the place, the geometry and the type they have here."""
@@ -200,11 +210,11 @@ class AutoRunner:
 
         with _visible_devices(self._devices), self._sliced() as config:
             if notify is not None:
-                return pipeline.run(config, notify)
+                return pipeline.run(config, notify, ensemble_method=self._ensemble)
             from autoseg.report.screen import Screen
 
             with Screen() as screen:
-                return pipeline.run(config, screen)
+                return pipeline.run(config, screen, ensemble_method=self._ensemble)
 
     @contextmanager
     def _sliced(self) -> Iterator[RunConfig]:

@@ -19,7 +19,8 @@ LEVELS = [
     {"_version"},
     {"errors", "records", "devices", "config", "datalist", "workspace"},
     {"analysis", "planning", "evaluation", "execution"},
-    {"bundles", "engine"},
+    {"bundles"},
+    {"engine"},
     {"hpo", "ensemble", "report", "deploy", "demo"},
     {"pipeline"},
     {"runner"},
@@ -170,6 +171,6 @@ def test_levels_refuse_what_they_should() -> None:
     assert may_import("pipeline", "engine")
     assert may_import("engine", "evaluation")
     assert may_import("records", "errors")
-    assert not may_import("engine", "bundles")
+    assert not may_import("bundles", "engine")
     assert not may_import("demo", "pipeline")
     assert not may_import("errors", "engine")

@@ -38,7 +38,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """The configurations that `run` was called with; nothing is trained."""
     heard: list[RunConfig] = []
 
-    def run(config: RunConfig, notify: Any) -> RunResult:
+    def run(config: RunConfig, notify: Any, **others: Any) -> RunResult:
         heard.append(config)
         return RunResult(Path(config.work_dir))
 
@@ -126,7 +126,7 @@ def test_ensemble_and_prediction(runner: AutoRunner) -> None:
 def test_sliced_testing_cases(runner: AutoRunner, ran: list[RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
 
-    def run(config: RunConfig, notify: Any) -> RunResult:
+    def run(config: RunConfig, notify: Any, **others: Any) -> RunResult:
         from autoseg.datalist import load_datalist
 
         datalist = load_datalist(config.datalist, config.dataroot)
@@ -146,7 +146,7 @@ def test_devices_are_visible_during_the_run_only(
 ) -> None:
     seen = []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    monkeypatch.setattr("autoseg.pipeline.run", lambda *_: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    monkeypatch.setattr("autoseg.pipeline.run", lambda *_, **others: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
     runner.set_device_info(given).run()
     assert seen == ["1,3"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"

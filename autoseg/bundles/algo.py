@@ -73,8 +73,7 @@ class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
         stand, if not at `algo_path`).
         """
         self.fold = int(kwargs.get("fold", self.fold))
-        source = read_yaml(self.data_list_file)
-        datalist = load_datalist(source["datalist"], source.get("dataroot"), class_names=source.get("class_names"))
+        source, datalist = self._given()
         plan = kwargs.get("plan") or self._plan_here(read_yaml(data_stats_filename), source, datalist)
         settings = {**self._defaults(), **plan.settings, "name": self.name, "fold": self.fold}
         home = Path(kwargs.get("home", algo_path))
@@ -84,10 +83,22 @@ class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
         writer.write_bundle(Path(algo_path), settings)
         return {"hyper_parameters.yaml": settings}
 
+    def pre_check_skip_algo(self, skip_bundlegen: bool = False, skip_info: str = "") -> tuple[bool, str]:
+        """Whether the family is left out, and why: MONAI's BundleGen asks before it generates."""
+        reason = self._plan_here(read_yaml(self.data_stats_files), *self._given()).skip
+        return (True, reason) if reason else (skip_bundlegen, skip_info)
+
+    def _given(self) -> tuple[dict[str, Any], Datalist]:
+        """input.yaml, ours or the one that MONAI's AutoRunner writes, and its datalist."""
+        source = read_yaml(self.data_list_file)
+        return source, load_datalist(source["datalist"], source.get("dataroot"), class_names=source.get("class_names"))
+
     def _plan_here(self, datastats: Mapping[str, Any], source: Mapping[str, Any], datalist: Datalist) -> Plan:
         devices = detect_devices()
         machine = Machine(devices.kind, devices.job_memory, devices.cores)
-        return self.make_plan(datastats, source, datalist.labels, machine, {})
+        plan = self.make_plan(datastats, source, datalist.labels, machine, {})
+        plan.set("image_files", len(datalist.training[0].image), "files of every case")  # no word of it in MONAI's file
+        return plan
 
     def state_dict(self) -> dict[str, Any]:
         """MONAI's state and the fold: OptunaGen generates again without saying it."""
@@ -106,9 +117,9 @@ def load_algo(name: str, folder: Path) -> TemplateAlgo:
         importlib.invalidate_caches()
         module_object = importlib.import_module(f"{name}.scripts.algo")
         algo: TemplateAlgo = getattr(module_object, f"{name.capitalize()}Algo")(template_path=str(folder.parent))
-    except (ImportError, AttributeError, SyntaxError) as error:
+    except Exception as error:  # whatever a template's own code raises
         raise InputError(
-            [Fault(str(folder / "scripts" / "algo.py"), name.capitalize() + "Algo", str(error))]
+            [Fault(str(folder / "scripts" / "algo.py"), name.capitalize() + "Algo", f"{type(error).__name__}: {error}")]
         ) from error
     finally:
         sys.path.remove(str(folder.parent))

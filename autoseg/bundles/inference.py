@@ -19,7 +19,7 @@ def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) ->
         "output_dir": "$@bundle_root + '/predictions'",
         "dataset_dir": "$@bundle_root + '/images'",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
-        **_referenced(settings, network),
+        **referenced(settings, network),
     }
     config["network_def"] = copy.deepcopy(network["network_def"])
     config["network"] = "$@network_def.to(@device)"
@@ -33,7 +33,7 @@ def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) ->
     config["inferer"] = sliding_window(settings, "@overlap")
     config["postprocessing"] = _postprocessing(settings)
     load = {"_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/model.pt'"}
-    config["handlers"] = [{**load, "load_dict": {"model": "@network"}}]
+    config["handlers"] = [{**load, "load_dict": {"model": "@network"}, "map_location": "@device"}]
     config["evaluator"] = {
         "_target_": "SupervisedEvaluator",
         "device": "@device",
@@ -101,7 +101,7 @@ def _postprocessing(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"_target_": "Compose", "transforms": steps}
 
 
-def _referenced(settings: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
+def referenced(settings: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
     """The hyper-parameters that inference needs: those its parts name with @."""
     text = json.dumps(network) + json.dumps(preprocessing(settings, ["image"]))
     wanted = {"roi_size", "sw_batch_size", "overlap", "label_values"}

@@ -6,42 +6,20 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+MODALITIES = {"MRI": "MR"}  # the specification's word where it is not ours
+IGNITE = "pytorch-ignite"
+
 
 def bundle_metadata(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """`metadata.json` as MONAI's bundle specification asks."""
-    names = {"0": "background", **{str(k): str(v) for k, v in settings["class_names"].items()}}
-    channels = {str(i): names[str(v)] for i, v in enumerate(settings["label_values"])}
-    shape = list(settings["roi_size"])
-    image = {
-        "type": "image",
-        "format": "hounsfield" if settings["normalize_mode"] == "ct" else "magnitude",
-        "modality": settings["modality"],
-        "num_channels": settings["input_channels"],
-        "spatial_shape": shape,
-        "dtype": "float32",
-        "value_range": [],
-        "is_patch_data": True,
-        "channel_def": {str(c): f"image_{c}" for c in range(settings["input_channels"])},
-    }
-    pred = {
-        "type": "image",
-        "format": "segmentation",
-        "num_channels": settings["output_classes"],
-        "spatial_shape": shape,
-        "dtype": "float32",
-        "value_range": [0, 1],
-        "is_patch_data": True,
-        "channel_def": channels,
-    }
-    versions = {name: metadata.version(name) for name in ("monai", "torch", "numpy")}
+    """The versions that trained it, and what goes into the network and comes out (patches; logits, channel first)."""
     return {
         "version": "0.1.0",
         "changelog": {"0.1.0": "trained by autoseg"},
-        "monai_version": versions["monai"],
-        "pytorch_version": versions["torch"].split("+")[0],
-        "numpy_version": versions["numpy"],
-        "required_packages_version": {"nibabel": metadata.version("nibabel")},
-        "optional_packages_version": {},
+        "monai_version": _version("monai"),
+        "pytorch_version": _version("torch"),
+        "numpy_version": _version("numpy"),
+        # what inference.yaml needs: MONAI's evaluators stand on ignite (train.yaml and the scripts need autoseg)
+        "required_packages_version": {"nibabel": _version("nibabel"), IGNITE: _ignite()},
         "name": f"{settings['name']}_{settings['fold']}",
         "task": f"{settings['modality']} segmentation",
         "description": f"{settings['name']}, fold {settings['fold']}, configured and trained by autoseg",
@@ -51,9 +29,63 @@ def bundle_metadata(settings: Mapping[str, Any]) -> dict[str, Any]:
         "data_type": "nifti",
         "image_classes": "intensity image",
         "label_classes": "one channel of label values",
-        "pred_classes": "one channel a class, background first",
+        "pred_classes": "one channel a region" if _regions(settings) else "one channel a class, background first",
         "eval_metrics": {},
         "intended_use": "research only",
         "references": [],
-        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
+        "network_data_format": {"inputs": {"image": _image(settings)}, "outputs": {"pred": _prediction(settings)}},
     }
+
+
+def _image(settings: Mapping[str, Any]) -> dict[str, Any]:
+    channels = settings["input_channels"]
+    return {
+        "type": "image",
+        "format": "hounsfield" if settings["normalize_mode"] == "ct" else "magnitude",
+        "modality": MODALITIES.get(settings["modality"].upper(), settings["modality"].upper()),
+        "num_channels": channels,
+        **_patch(settings),
+        "channel_def": {str(c): f"image_{c}" for c in range(channels)},
+    }
+
+
+def _prediction(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Exclusive classes are the specification's `labels`, overlapping regions its `classes`."""
+    names = {str(key): str(name) for key, name in settings["class_names"].items()}
+    if _regions(settings):
+        channels = [names.get(str(number), f"region_{number}") for number in range(1, settings["output_classes"] + 1)]
+    else:
+        channels = [{"0": "background", **names}.get(str(v), f"class_{v}") for v in settings["label_values"]]
+    return {
+        "type": "image",
+        "format": "classes" if _regions(settings) else "labels",
+        "modality": "n/a",
+        "num_channels": settings["output_classes"],
+        **_patch(settings),
+        "channel_def": {str(number): name for number, name in enumerate(channels)},
+    }
+
+
+def _patch(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A network of slices sees the axes of the patch that are not flat."""
+    shape = [int(n) for n in settings["roi_size"]]
+    if settings["spatial_dims"] == 2:
+        flat = shape.index(1)
+        shape = shape[:flat] + shape[flat + 1 :]
+    return {"spatial_shape": shape, "dtype": "float32", "value_range": [], "is_patch_data": True}
+
+
+def _regions(settings: Mapping[str, Any]) -> bool:
+    return bool(settings["regions"])
+
+
+def _version(package: str) -> str:
+    return metadata.version(package).split("+")[0]
+
+
+def _ignite() -> str:
+    """The installed version, or the least that `inference.yaml` was run with: it is not needed to write a bundle."""
+    try:
+        return _version(IGNITE)
+    except metadata.PackageNotFoundError:
+        return "0.5.0"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import autoseg
+from autoseg.bundles.contract import check_template
 from autoseg.errors import Fault, InputError, nearest
 from autoseg.workspace import parse_yaml
 
@@ -28,13 +29,21 @@ def available_templates(folder: str | Path | None = None) -> dict[str, Path]:
 
 
 def find_templates(names: tuple[str, ...], folder: str | Path | None = None) -> dict[str, Path]:
-    """The folders of the named families, in that order; unknown names are refused all at once."""
-    known = available_templates(folder)
-    faults = [
-        Fault("", "algos", f"unknown algorithm '{name}'{nearest(name, known)}; known: {', '.join(known) or 'none'}")
-        for name in names
-        if name not in known
-    ]
+    """The folders of the named families, in that order: below `folder`, else autoseg's own.
+
+    Unknown names and templates that break Auto3DSeg's contract are refused, with every breach at once.
+    """
+    known = {**available_templates(), **available_templates(folder)}
+    faults: list[Fault] = []
+    for name in names:
+        beside = Path(folder).expanduser().absolute() / name if folder else None
+        if name in known:
+            faults += check_template(known[name])
+        elif beside is not None and beside.is_dir():
+            faults += check_template(beside)
+        else:
+            hint = f"{nearest(name, known)}; known: {', '.join(known) or 'none'}"
+            faults.append(Fault("", "algos", f"unknown algorithm '{name}'{hint}"))
     if faults:
         raise InputError(faults)
     return {name: known[name] for name in names}
@@ -47,6 +56,6 @@ def skeleton_settings() -> dict[str, Any]:
 
 
 def template_settings(folder: Path) -> dict[str, Any]:
-    """Every hyper-parameter of a family with its default: the shared ones and its own."""
+    """Every hyper-parameter of a family with its default: the shared ones and its own (not of foreign templates)."""
     own = parse_yaml((folder / "configs" / "hyper_parameters.yaml").read_text("utf-8"))
     return {**skeleton_settings(), **(own or {})}

@@ -13,7 +13,7 @@ from autoseg.bundles.metadata import bundle_metadata
 from autoseg.bundles.preprocessing import preprocessing
 from autoseg.bundles.templates import SKELETON
 from autoseg.bundles.training import train_config
-from autoseg.workspace import read_yaml, write_json, write_yaml
+from autoseg.workspace import atomic_file, read_yaml, write_json, write_yaml
 
 HEADER = "Every number that a person or a sweep may turn; the other files refer to it with @."
 
@@ -37,10 +37,14 @@ def write_bundle(root: Path, settings: Mapping[str, Any]) -> None:
     write_yaml(configs / "transforms_infer.yaml", {"preprocessing": preprocessing(safe, ["image"])}, versioned=False)
     both = {"preprocessing_with_label": preprocessing(safe, ["image", "label"])}
     write_yaml(configs / "transforms_validate.yaml", both, versioned=False)
-    train = read_yaml(patch_transforms)
-    write_yaml(configs / "train.yaml", train_config(safe, network, train), versioned=False)
+    write_yaml(configs / "train.yaml", train_config(safe, network), versioned=False)
     write_yaml(configs / "inference.yaml", inference_config(safe, network), versioned=False)
     write_json(configs / "metadata.json", bundle_metadata(safe))
+    use = (SKELETON / "docs" / "use.md").read_text("utf-8")
+    readme = root / "docs" / "README.md"
+    own = readme.read_text("utf-8") if readme.exists() else f"# {settings['name']}\n"
+    with atomic_file(readme) as file:
+        file.write(own.removesuffix(use) + use)
     (root / "models").mkdir(exist_ok=True)
     shutil.copyfile(SKELETON / "LICENSE", root / "LICENSE")
 

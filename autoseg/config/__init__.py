@@ -2,6 +2,6 @@
 
 from autoseg.config.loading import load_config
 from autoseg.config.record import RunConfig, config_to_input
-from autoseg.config.settings import parse_settings
+from autoseg.config.settings import parse_settings, parse_value
 
-__all__ = ["RunConfig", "config_to_input", "load_config", "parse_settings"]
+__all__ = ["RunConfig", "config_to_input", "load_config", "parse_settings", "parse_value"]

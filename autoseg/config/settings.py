@@ -31,7 +31,7 @@ def parse_settings(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, dict
             elif not equals or not text.strip():
                 raise ValueError("is not key=value" if not equals else "has no value (for none, write null)")
             else:
-                _place_setting(key.strip(), _value(text), settings, families)
+                _place_setting(key.strip(), parse_value(text), settings, families)
         except InputError as error:
             faults.extend(error.faults)
         except ValueError as error:
@@ -42,7 +42,8 @@ def parse_settings(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, dict
     return settings, families
 
 
-def _value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """A hyper-parameter's value as a person writes it: YAML, or numbers with commas for a list."""
     if re.fullmatch(r"\s*[-+\d.eE]+(\s*,\s*[-+\d.eE]+)+\s*", text):
         text = f"[{text}]"
     return parse_yaml(text)

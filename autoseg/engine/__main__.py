@@ -1,4 +1,7 @@
-"""`python -m autoseg.engine preprocess BUNDLE`: fill the cache of preprocessed cases for a bundle's data."""
+"""`python -m autoseg.engine preprocess BUNDLE`: fill the cache of preprocessed cases for a bundle's data.
+
+`python -m autoseg.engine train_foreign BUNDLE`: train and score one of a template written for MONAI's Auto3DSeg.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,11 @@ from autoseg.workspace import Workspace
 def main(argv: list[str]) -> int:
     """Preprocess every labelled case, one process a core; progress goes to the job's metrics.jsonl."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    _, root = argv
+    verb, root = argv
+    if verb == "train_foreign":
+        from autoseg.engine.foreign_training import train_foreign
+
+        return train_foreign(root)
     bundle = Bundle.load(root)
     datalist = bundle.datalist()
     cases = [case for case in (*datalist.training, *datalist.validation) if case.label]

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 
+from autoseg.bundles.inference import referenced
+from autoseg.bundles.writer import write_bundle
+from autoseg.config import parse_value
 from autoseg.datalist import case_id
 from autoseg.devices import torch_device
 from autoseg.engine.bundle import Bundle
@@ -21,10 +24,14 @@ from autoseg.engine.trainer import Trainer
 from autoseg.errors import AutosegError
 from autoseg.evaluation import Scored, mean_dice, mean_dice_by_label, onto_grid_of
 from autoseg.records import Case
-from autoseg.workspace import write_json
+from autoseg.workspace import read_yaml, write_json
 
-# Settings of Auto3DSeg's callers that are no hyper-parameter of ours.
-IGNORED = ("rank", "image_save_func", "CUDA_VISIBLE_DEVICES", "mlflow_tracking_uri", "mlflow_experiment_name")
+# What Auto3DSeg's callers say that is no hyper-parameter of ours and changes no result: who calls, how a cache is
+# filled, where it is logged.
+IGNORED = {"rank", "image_save_func", "CUDA_VISIBLE_DEVICES", "multigpu", "mlflow_tracking_uri"}
+IGNORED |= {"cache_rate", "train_cache_rate", "validate_cache_rate", "num_cache_workers", "log_output_file", "debug"}
+IGNORED |= {"mlflow_experiment_name", "num_iterations_per_validation", "auto_scale_allowed", "auto_scale_batch"}
+IGNORED |= {"auto_scale_roi", "auto_scale_filters"}
 logger = logging.getLogger(__name__)
 
 
@@ -32,7 +39,8 @@ def train(root: Path, override: Mapping[str, Any]) -> None:
     """Train the bundle at `root`, then predict and score its validation fold at the original geometry."""
 
     def work() -> None:
-        bundle = Bundle.load(root, _known(override))
+        bundle = _bundle(root, override)
+        _keep_for_inference(bundle)
         progress = Trainer(bundle).run()
         score_validation(bundle, {"steps": progress.step, "seconds": round(progress.seconds, 1)})
 
@@ -41,14 +49,14 @@ def train(root: Path, override: Mapping[str, Any]) -> None:
 
 def validate(root: Path, override: Mapping[str, Any]) -> None:
     """Predict and score the validation fold of a trained bundle."""
-    _scripted(root, lambda: score_validation(Bundle.load(root, _known(override)), {}))
+    _scripted(root, lambda: score_validation(_bundle(root, override), {}))
 
 
 def infer(root: Path, image: str, output: str, override: Mapping[str, Any]) -> None:
     """Write the label map of one image file to `output`."""
 
     def work() -> None:
-        bundle = Bundle.load(root, _known(override))
+        bundle = _bundle(root, override)
         case = Case(case_id(image), (str(Path(image).absolute()),))
         Predictor([bundle], torch_device()).write(case, Path(output))
 
@@ -80,7 +88,7 @@ class Inferer:
     """Auto3DSeg's InferClass: `infer` gives class probabilities [C, ...] on the image's own grid."""
 
     def __init__(self, root: Path, override: Mapping[str, Any]):
-        self.predictor = Predictor([Bundle.load(root, _known(override))], torch_device())
+        self.predictor = Predictor([_bundle(root, override)], torch_device())
 
     def infer(self, image_file: Any, save_mask: bool = False) -> MetaTensor:
         """Probabilities of one image, given as a path, a list of channels or {"image": ...}."""
@@ -92,26 +100,61 @@ class Inferer:
         return MetaTensor(torch.from_numpy(probabilities), affine=torch.as_tensor(affine), meta=meta)
 
 
-def fold_cases(bundle_root: str, part: str) -> list[dict[str, Any]]:
+def fold_cases(bundle_root: str, part: str, dataroot: str | None = None) -> list[dict[str, Any]]:
     """The cases of a bundle's fold as MONAI data dictionaries; `part` is training or validation."""
-    bundle = Bundle.load(bundle_root)
+    bundle = Bundle.load(bundle_root, {"dataroot": dataroot} if dataroot else None)
     training, validation = bundle.cases()
     return [bundle.item(case, with_label=True) for case in (training if part == "training" else validation)]
 
 
 class BundleTrainer:
-    """The trainer that train.yaml names: `run` is what `scripts/train.py run` does."""
+    """The trainer that train.yaml names: `run` is what `scripts/train.py run` does, with the same overrides.
 
-    def __init__(self, bundle_root: str, max_epochs: int):
+    A `max_epochs` that differs from the bundle's num_epochs is meant to count: it puts aside a num_iterations that
+    is the bundle's own.
+    """
+
+    def __init__(self, bundle_root: str, max_epochs: int | None, overrides: Mapping[str, Any] | None = None):
         self.root, self.max_epochs = Path(bundle_root).resolve(), max_epochs
+        self.overrides = dict(overrides or {})
 
     def run(self) -> None:
         """Train and score the bundle."""
-        train(self.root, {"num_epochs": self.max_epochs})
+        own = Bundle.load(self.root).settings
+        changed = {"num_epochs": self.max_epochs}
+        if self.max_epochs != own["num_epochs"] and self.overrides.get("num_iterations") == own["num_iterations"]:
+            changed["num_iterations"] = None
+        train(self.root, {**self.overrides, **changed})
 
 
-def _known(override: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in override.items() if key not in IGNORED}
+def _bundle(root: Path, override: Mapping[str, Any]) -> Bundle:
+    """The bundle with overrides as a command line gives them.
+
+    MONAI writes lists as text ('16,16,16'), fire makes tuples of them; Auto3DSeg's `training#num_epochs` is num_epochs.
+    """
+    own = Bundle.load(root).settings
+    names = {name: name.rpartition("#")[2] for name in override}
+    known = {
+        key: _as_held(own.get(key), override[name]) for name, key in names.items() if key in own or key not in IGNORED
+    }
+    return Bundle.load(root, known)
+
+
+def _keep_for_inference(bundle: Bundle) -> None:
+    """Write overrides without which the weights cannot be used (width, patch, spacing) into the bundle's files."""
+    own = Bundle.load(bundle.root).settings
+    needed = referenced(bundle.settings, read_yaml(bundle.root / "configs" / "network.yaml"))
+    if any(own[key] != value for key, value in needed.items()):
+        write_bundle(bundle.root, {**own, **needed})
+
+
+def _as_held(held: Any, value: Any) -> Any:
+    """`value` in the form of the one that the bundle holds: a list where that is one."""
+    if isinstance(value, str) and not isinstance(held, str):
+        value = parse_value(value)
+    if isinstance(value, tuple):
+        return list(value)
+    return [value] if isinstance(held, list) and isinstance(value, (int, float)) else value
 
 
 def _scripted(root: Path, work: Callable[[], None]) -> None:

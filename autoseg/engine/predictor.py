@@ -18,6 +18,7 @@ from nibabel.filebasedimages import ImageFileError
 
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.classes import Classes
+from autoseg.engine.foreign import ForeignBundle
 from autoseg.engine.geometry import AxisMap, longest_axis
 from autoseg.engine.precision import autocast_for
 from autoseg.engine.streaming import PlaneStore, stream_probabilities
@@ -94,6 +95,11 @@ class Predictor:
         key = ""
         try:
             for number, members in enumerate(self.groups):
+                if isinstance(members[0], ForeignBundle):
+                    store, grid, affine = members[0].stored(case, self.scratch)
+                    maps.append(grid)
+                    stores.append(store)
+                    continue
                 if image is None or members[0].preprocessing_key() != key:
                     image = None  # the old one goes before the new one comes
                     image, key = members[0].preprocess(case), members[0].preprocessing_key()

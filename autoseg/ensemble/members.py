@@ -32,7 +32,7 @@ def choose_members(
         raise InputError([Fault("", "ensemble_method", f"'{method}' is none{nearest(method, METHODS)}")])
     if n_best < 1:
         raise InputError([Fault("", "n_best", f"must be at least 1, not {n_best}")])
-    fit, left_out = _fit(entries, unvalidated_ok)
+    fit, left_out = fit_members(entries, unvalidated_ok)
     ranked = sorted((e for e in fit if math.isfinite(e.mean_dice)), key=lambda e: (-e.mean_dice, e.algo, e.fold))
     unranked = [e for e in fit if not math.isfinite(e.mean_dice)]
     if method == ALL:
@@ -47,7 +47,8 @@ def choose_members(
     return chosen, left_out
 
 
-def _fit(entries: Sequence[LeaderboardEntry], unvalidated_ok: bool) -> tuple[list[LeaderboardEntry], LeftOut]:
+def fit_members(entries: Sequence[LeaderboardEntry], unvalidated_ok: bool) -> tuple[list[LeaderboardEntry], LeftOut]:
+    """(entries that may be members of an ensemble, [(name, reason)] of the others)."""
     fit, left_out = [], []
     for entry in entries:
         reason = _unfit(entry, entries, unvalidated_ok)

@@ -13,6 +13,7 @@ import torch
 from autoseg.devices import torch_device
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.checkpoints import load_checkpoint
+from autoseg.engine.foreign import ForeignBundle, open_bundle
 from autoseg.engine.predictor import Predictor
 from autoseg.errors import Fault, InputError, NoResultError
 from autoseg.records import Case, Event
@@ -75,8 +76,8 @@ def usable_bundles(bundle_dirs: Sequence[str | Path], notify: Callable[[Event], 
     bundles = []
     for folder in bundle_dirs:
         try:
-            bundle = Bundle.load(folder)
-            reason = weights_fault(bundle.weights)
+            bundle = open_bundle(folder)
+            reason = member_fault(bundle)
         except InputError as error:
             reason = str(error)
         if reason:
@@ -95,6 +96,13 @@ def usable_bundles(bundle_dirs: Sequence[str | Path], notify: Callable[[Event], 
     if faults:
         raise InputError(faults)
     return bundles
+
+
+def member_fault(bundle: Bundle) -> str:
+    """What keeps a bundle out of an ensemble; the empty string where nothing does."""
+    if not isinstance(bundle, ForeignBundle):
+        return weights_fault(bundle.weights)
+    return "" if bundle.inferer is not None else "its InferClass is none"  # raises where it cannot be made
 
 
 def weights_fault(path: Path) -> str:

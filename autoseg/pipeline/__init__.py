@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoseg.bundles.marks import bundle_settings
 from autoseg.config import RunConfig, load_config
 from autoseg.datalist import load_datalist
 from autoseg.devices import detect_devices
@@ -116,29 +117,32 @@ def train(config: RunConfig, notify: Notify | None = None) -> RunResult:
 
 def ensemble(config: RunConfig, notify: Notify | None = None) -> RunResult:
     """Choose members among what is trained in the work_dir, predict the testing cases, evaluate."""
-    from autoseg.pipeline import predicting
-
     started = time.monotonic()
     with open_session(config, notify) as session:
         prepare.refuse_missing(session.workspace.leaderboard_json, "train")
         datalist = _stored_datalist(session.workspace)
         board = _read_leaderboard(session.workspace)
         result = RunResult(session.workspace.root, board, labels=datalist.labels)
-        return _ensemble(session, datalist, result, started, predicting)
+        return _ensemble(session, datalist, result, started)
 
 
 def run(
-    config: RunConfig, notify: Notify | None = None, dry_run: bool = False, stop_after: str | None = None
+    config: RunConfig,
+    notify: Notify | None = None,
+    dry_run: bool = False,
+    stop_after: str | None = None,
+    ensemble_method: Any = None,
 ) -> RunResult:
     """The one call: check, analyse, plan, train all folds in parallel, ensemble, predict, evaluate.
 
-    With `dry_run` stops when bundles are planned and written. Raises InputError (bad input, nothing spent) and
+    With `dry_run` stops when bundles are planned and written. `ensemble_method`, an AlgoEnsemble of MONAI, chooses the
+    members instead of the configured method. Raises InputError (bad input, nothing spent) and
     NoResultError (nothing valid came out).
     """
     started = time.monotonic()
     prepare.refuse_bad_input(config)
     with open_session(config, notify) as session:
-        from autoseg.pipeline import predicting, training
+        from autoseg.pipeline import training
 
         datalist, bundles = _generate(session)
         if dry_run or config.train is False:
@@ -150,12 +154,14 @@ def run(
         result = RunResult(session.workspace.root, board, cross_validation=folds, failed=failed, labels=datalist.labels)
         if stop_after == "train" or config.ensemble is False:
             return _finished(session, result, started)
-        return _ensemble(session, datalist, result, started, predicting)
+        return _ensemble(session, datalist, result, started, ensemble_method)
 
 
-def _ensemble(session: Session, datalist: Datalist, result: RunResult, started: float, predicting: Any) -> RunResult:
+def _ensemble(session: Session, datalist: Datalist, result: RunResult, started: float, method: Any = None) -> RunResult:
+    from autoseg.pipeline import predicting
+
     without_validation = all(math.isnan(entry.mean_dice) for entry in result.leaderboard)
-    members = predicting.pick_members(session, result.leaderboard, unvalidated_ok=without_validation)
+    members = predicting.pick_members(session, result.leaderboard, unvalidated_ok=without_validation, method=method)
     names = tuple(member.name for member in members)
     predictions: dict[str, Path] = {}
     failed: tuple[JobResult, ...] = ()
@@ -195,7 +201,7 @@ def predict(
 
     workspace = Workspace(work_dir)
     names = predicting.trained_members(workspace)
-    settings = read_yaml(workspace.root / names[0] / "configs" / "hyper_parameters.yaml")
+    settings = bundle_settings(workspace.root / names[0])
     cases = predicting.input_cases(input, int(settings["input_channels"]))
     target = Workspace(output)
     target.create()

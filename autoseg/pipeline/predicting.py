@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from autoseg.bundles.marks import bundle_weights
 from autoseg.datalist import case_id, find_images, unreadable
 from autoseg.datalist.formats import IMAGE_ENDINGS
-from autoseg.ensemble.members import choose_members
+from autoseg.ensemble.members import choose_members, fit_members
 from autoseg.errors import Fault, InputError, NoResultError
 from autoseg.evaluation import Evaluation, evaluate_pairs, write_evaluation
 from autoseg.pipeline.session import Session
@@ -18,26 +20,33 @@ from autoseg.workspace import Workspace, read_json, write_json
 
 
 def pick_members(
-    session: Session, leaderboard: Sequence[LeaderboardEntry], *, unvalidated_ok: bool
+    session: Session, leaderboard: Sequence[LeaderboardEntry], *, unvalidated_ok: bool, method: Any = None
 ) -> tuple[LeaderboardEntry, ...]:
-    """Members by the configured method, those left out named; ensemble.json says both."""
+    """Members by the configured method, or by MONAI's AlgoEnsemble `method`; ensemble.json names those left out."""
     config = session.config
-    members, left_out = choose_members(
-        leaderboard, config.ensemble_method, n_best=config.n_best, unvalidated_ok=unvalidated_ok
-    )
-    for name, reason in left_out:
-        session.notify(Event("warning", f"{name} stays out of the ensemble: {reason}"))
+    name = config.ensemble_method if method is None else type(method).__name__
+    if method is None:
+        members, left_out = choose_members(
+            leaderboard, config.ensemble_method, n_best=config.n_best, unvalidated_ok=unvalidated_ok
+        )
+    else:
+        from autoseg.ensemble.custom import choose_by
+
+        fit, left_out = fit_members(leaderboard, unvalidated_ok)
+        members = choose_by(method, session.workspace.root, fit)
+    for left, reason in left_out:
+        session.notify(Event("warning", f"{left} stays out of the ensemble: {reason}"))
     if not members:
         raise NoResultError("no trained network is fit for an ensemble")
     names = [member.name for member in members]
     record = {
-        "method": config.ensemble_method,
+        "method": name,
         "mode": config.ensemble_mode,
         "members": names,
-        "left_out": [{"name": name, "reason": reason} for name, reason in left_out],
+        "left_out": [{"name": left, "reason": reason} for left, reason in left_out],
     }
     write_json(session.workspace.ensemble_json, record)
-    session.stage(f"ensemble: {config.ensemble_method} of {len(names)}: {', '.join(names)}")
+    session.stage(f"ensemble: {name} of {len(names)}: {', '.join(names)}")
     return tuple(members)
 
 
@@ -65,7 +74,7 @@ def predict_cases(
         }
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "spec.json", spec)
-        weights = [((b / "models" / "model.pt").stat().st_mtime_ns, b.name) for b in bundles]
+        weights = [(bundle_weights(b).stat().st_mtime_ns, b.name) for b in bundles]
         jobs.append(
             Job(
                 id=job_id,
@@ -124,7 +133,7 @@ def trained_members(workspace: Workspace) -> tuple[str, ...]:
     faults = [
         Fault(str(workspace.root / name), "", "a member of the ensemble, but its weights are gone")
         for name in names
-        if not (workspace.root / name / "models" / "model.pt").is_file()
+        if not bundle_weights(workspace.root / name).is_file()
     ]
     if faults:
         raise InputError(faults)

@@ -56,6 +56,7 @@ def with_later_faults(error: InputError) -> InputError:
 
 def check_settings(config: RunConfig) -> None:
     """The families are there and know the hyper-parameters that are set for them."""
+    from autoseg.bundles.contract import is_foreign
     from autoseg.bundles.templates import available_templates, find_templates, template_settings
 
     faults = Faults()
@@ -64,12 +65,15 @@ def check_settings(config: RunConfig) -> None:
     except InputError as error:
         faults.extend(error.faults)
         folders = available_templates()
-    known = {name: template_settings(folder) for name, folder in folders.items()}
+    foreign = {name for name, folder in folders.items() if is_foreign(folder)}  # they take what they know themselves
+    known = {name: template_settings(folder) for name, folder in folders.items() if name not in foreign}
     every = {key for settings in known.values() for key in settings}
     for key in config.settings:
-        if key not in every:
+        if key not in every and not foreign:
             faults.add("", f"--set {key}", f"no bundle knows this hyper-parameter{nearest(key, every)}")
     for family, settings in config.family_settings.items():
+        if family in foreign:
+            continue
         if family not in known:
             faults.add("", f"--set {family}.", f"this family is not among the algos{nearest(family, known)}")
             continue
@@ -120,6 +124,8 @@ def analyse(session: Session) -> Datalist:
 def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
     """A plan a family, written to plan.json with the reason of every value."""
     from autoseg.bundles import find_templates, load_algo, template_settings
+    from autoseg.bundles.contract import is_foreign
+    from autoseg.bundles.foreign import plan_foreign
 
     config, workspace = session.config, session.workspace
     stats, source = read_yaml(workspace.datastats_yaml), read_yaml(workspace.input_yaml)
@@ -128,7 +134,13 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
     machine = Machine(session.devices.kind, min(s.memory for s in slots), min(s.cpus for s in slots))
     plans = {}
     for name, folder in find_templates(config.algos, config.templates_path_or_url).items():
-        overrides = {**budget(session, jobs, len(slots)), **config.settings, **config.family_settings.get(name, {})}
+        said = {**config.settings, **config.family_settings.get(name, {})}
+        if is_foreign(folder):
+            plans[name] = plan_foreign(name, folder, workspace, datalist, said)
+            if config.minutes:
+                session.notify(Event("warning", f"{name} ends as its own settings say: minutes mean nothing to it"))
+            continue
+        overrides = {**budget(session, jobs, len(slots)), **said}
         known = template_settings(folder)
         overrides = {key: value for key, value in overrides.items() if key in known}
         plans[name] = load_algo(name, folder).make_plan(stats, source, datalist.labels, machine, overrides)
@@ -158,6 +170,8 @@ def write_bundles(session: Session, datalist: Datalist, plans: Mapping[str, Plan
     from monai.auto3dseg import algo_to_json
 
     from autoseg.bundles import find_templates, load_algo
+    from autoseg.bundles.contract import is_foreign
+    from autoseg.bundles.foreign import write_foreign
 
     logging.getLogger("monai.apps.auto3dseg.bundle_gen").setLevel(logging.WARNING)  # the stage says it
     workspace = session.workspace
@@ -169,6 +183,10 @@ def write_bundles(session: Session, datalist: Datalist, plans: Mapping[str, Plan
         home = workspace.templates / name
         _replace_tree(folder, home)
         for fold in range(datalist.num_fold):
+            if is_foreign(home):
+                target, _ = write_foreign(name, fold, workspace, datalist, plans[name])
+                bundles.append(target)
+                continue
             algo = load_algo(name, home)
             algo.set_data_stats(str(workspace.datastats_yaml))
             algo.set_data_source(str(workspace.input_yaml))

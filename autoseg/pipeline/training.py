@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg._version import __version__
+from autoseg.bundles.marks import FOREIGN, is_foreign_bundle
 from autoseg.errors import NoResultError
 from autoseg.execution import LocalExecutor, Scheduler
 from autoseg.pipeline.session import Session
@@ -44,7 +45,8 @@ def preprocess(session: Session, bundles: Sequence[Path], datalist: Datalist) ->
     """Fill the cache of preprocessed cases, once for all bundles that agree. A failure is left to the trainings."""
     from autoseg.engine.bundle import Bundle
 
-    by_key = {Bundle.load(path).preprocessing_key(): path for path in reversed(bundles)}
+    ours = [path for path in bundles if not is_foreign_bundle(path)]
+    by_key = {Bundle.load(path).preprocessing_key(): path for path in reversed(ours)}
     stamp = data_stamp((*datalist.training, *datalist.validation))
     jobs = [
         Job(
@@ -58,6 +60,8 @@ def preprocess(session: Session, bundles: Sequence[Path], datalist: Datalist) ->
         )
         for key, path in by_key.items()
     ]
+    if not jobs:
+        return
     session.stage(f"preprocessing: {len(datalist.training) + len(datalist.validation)} cases")
     run_jobs(session, jobs, whole_machine=True)
 
@@ -68,12 +72,17 @@ def training_jobs(session: Session, bundles: Sequence[Path], datalist: Datalist)
     for bundle in bundles:
         training, validation = datalist.split(int(bundle.name.rsplit("_", 1)[1]))
         files = sorted(p for part in ("configs", "scripts") for p in (bundle / part).glob("*.*"))
+        argv: tuple[str, ...] = (sys.executable, str(bundle / "scripts" / "train.py"), "run")
+        outputs: tuple[str, ...] = ("models/model.pt", "progress.yaml", "scores.json")
+        if is_foreign_bundle(bundle):
+            argv, outputs = (sys.executable, "-m", "autoseg.engine", "train_foreign", str(bundle)), ("scores.json",)
+            files.append(bundle / FOREIGN)
         jobs.append(
             Job(
                 id=bundle.name,
-                argv=(sys.executable, str(bundle / "scripts" / "train.py"), "run"),
+                argv=argv,
                 cwd=str(bundle),
-                outputs=("models/model.pt", "progress.yaml", "scores.json"),
+                outputs=outputs,
                 fingerprint=fingerprint(*files, data_stamp((*training, *validation))),
                 resources=Resources(gpus=1 if session.devices.gpus else 0),
                 cost=len(training),

@@ -85,7 +85,7 @@ def _from_autoseg(extra: Mapping[str, Any]) -> Statistics:
 def _from_monai(summary: Mapping[str, Any]) -> Statistics:
     image, foreground = summary["image_stats"], summary["image_foreground_stats"]["intensity"]
     channels = int(_number(image["channels"]["max"]))
-    intensities = foreground if isinstance(foreground, list) else [foreground]
+    intensities = foreground if isinstance(foreground, list) else [foreground] * channels  # MONAI pools channels
     spacing = image["spacing"]
     return Statistics(
         n_cases=int(summary["n_cases"]),

@@ -12,9 +12,11 @@ from pathlib import Path
 import nibabel as nib
 import torch
 
+from autoseg.engine import entry
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.entry import fold_cases, score_validation
 from autoseg.engine.trainer import Trainer
+from autoseg.workspace import read_yaml
 
 MakeBundle = Callable[..., Path]
 
@@ -27,7 +29,9 @@ def test_train_py_runs_from_anywhere_with_overrides_and_refuses_unknown_ones(mak
     assert refused.returncode == 2
     assert "num_iterations" in refused.stdout
     assert not (root / "models" / "model.pt").exists()
-    done = subprocess.run([*command, "--num_iterations=2"], cwd="/", capture_output=True, text=True)
+    # as MONAI's AutoRunner writes a list, and Auto3DSeg's own words, which change no result
+    said = ["--num_iterations=2", "--roi_size='16,16,8'", "--mirror_axes='1'", "--cache_rate=1.0"]
+    done = subprocess.run([*command, *said], cwd="/", capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     scores = json.loads((root / "scores.json").read_text())
     assert scores["steps"] == 2
@@ -35,6 +39,26 @@ def test_train_py_runs_from_anywhere_with_overrides_and_refuses_unknown_ones(mak
         Path(c["image"][0]).name[:-7] for c in fold_cases(str(root), "validation")
     }
     assert "mean Dice" in (root / "training.log").read_text()
+    # what the weights need stays with them, what only trained them does not
+    kept = Bundle.load(root).settings
+    assert kept["roi_size"] == read_yaml(root / "configs" / "inference.yaml")["roi_size"] == [16, 16, 8]
+    assert kept["num_iterations"] != 2
+
+
+def test_train_py_runs_inside_the_bundle_for_so_many_epochs(make_bundle: MakeBundle) -> None:
+    root = make_bundle(num_iterations=None, num_epochs=9)
+    names = "configs/hyper_parameters.yaml,configs/network.yaml"
+    command = [sys.executable, "scripts/train.py", "run", "--config_file", names, "--training#num_epochs", "2"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((root / "scores.json").read_text())["steps"] == 2 * 2  # three cases, two a step
+
+
+def test_overrides_of_a_command_line_become_what_the_bundle_holds(make_bundle: MakeBundle) -> None:
+    words = {"roi_size": "16,16,8", "mirror_axes": "1", "learning_rate": "1e-4", "gamma_range": (0.8, 1.2), "rank": 0}
+    changed = entry._bundle(make_bundle(), {**words, "training#num_epochs": 3, "num_iterations": None}).settings
+    assert (changed["roi_size"], changed["mirror_axes"], changed["learning_rate"]) == ([16, 16, 8], [1], 1e-4)
+    assert (changed["gamma_range"], changed["num_epochs"], changed["num_iterations"]) == ([0.8, 1.2], 3, None)
 
 
 def test_infer_class_gives_probabilities_on_the_image_s_grid(make_bundle: MakeBundle) -> None:

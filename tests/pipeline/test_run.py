@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.apps.auto3dseg import AlgoEnsemble, AlgoEnsembleBuilder, import_bundle_algo_history
+from monai.utils.enums import AlgoKeys
 
+from autoseg import AutoRunner
 from autoseg.config import RunConfig, load_config
 from autoseg.demo import make_demo_data
 from autoseg.errors import InputError, NoResultError
@@ -122,12 +126,44 @@ def test_other_settings_replace_a_bundle_with_a_word_and_leave_the_other_files(o
 
 
 def test_monai_reads_the_history(finished: tuple[RunConfig, RunResult, list[Event]]) -> None:
-    from monai.apps.auto3dseg import import_bundle_algo_history
-
     history = import_bundle_algo_history(finished[0].work_dir, only_trained=True)
     assert sorted(entry["identifier"] for entry in history) == ["segresnet_0", "segresnet_1"]
     scores = {entry["identifier"]: entry["identifier"] and entry["algo_instance"].get_score() for entry in history}
     assert all(0 < score <= 1 for score in scores.values())
+
+
+class FirstOnly(AlgoEnsemble):
+    """As a user of MONAI writes one: takes the first of what was trained."""
+
+    def collect_algos(self) -> None:
+        assert all({"identifier", "algo_instance", "best_metric"} <= set(algo) for algo in self.algos)
+        self.algo_ensemble = [
+            algo for algo in self.algos if algo[AlgoKeys.ID] == "segresnet_0" and algo[AlgoKeys.SCORE]
+        ]
+
+
+def test_monai_s_ensemble_predicts_from_our_work_dir(finished: tuple[RunConfig, RunResult, list[Event]]) -> None:
+    config, _, _ = finished
+    history = import_bundle_algo_history(config.work_dir, only_trained=True)
+    builder = AlgoEnsembleBuilder(history, str(Path(config.work_dir) / "input.yaml"))
+    builder.set_ensemble_method(FirstOnly())
+    predictions = builder.get_ensemble()()
+    assert [tuple(p.shape) for p in predictions] == [(1, 32, 32, 24)] * 2
+    assert {int(v) for p in predictions for v in p.unique()} == {0, 1, 2}
+
+
+def test_an_ensemble_of_monai_s_kind_chooses_our_members(
+    finished: tuple[RunConfig, RunResult, list[Event]], tmp_path: Path
+) -> None:
+    config, before, _ = finished
+    root = tmp_path / "moved"
+    shutil.copytree(config.work_dir, root)
+    runner = AutoRunner(work_dir=str(root), input=root / "input.yaml").set_ensemble_method(FirstOnly)
+    result = runner.run(lambda event: None)
+    assert result.members == ("segresnet_0",) and result.leaderboard == before.leaderboard
+    assert json.loads((root / "ensemble.json").read_text())["method"] == "FirstOnly"
+    assert "FirstOnly" not in (root / "input.yaml").read_text()
+    assert set(result.predictions) == set(before.predictions)
 
 
 def test_prediction_of_new_data_equals_the_run_s_own(

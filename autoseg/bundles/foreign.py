@@ -1,0 +1,113 @@
+"""Bundles of templates written for MONAI's Auto3DSeg: planned and written by their own Algo, described for ours.
+
+`foreign.json` beside such a bundle's own files says what the engine must know of it, and marks it as foreign.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from monai.auto3dseg import algo_to_json
+
+from autoseg.bundles.algo import load_algo
+from autoseg.bundles.marks import FOREIGN
+from autoseg.bundles.templates import skeleton_settings
+from autoseg.bundles.writer import relative
+from autoseg.datalist import plain_datalist
+from autoseg.errors import Fault, InputError
+from autoseg.planning import Plan, read_statistics
+from autoseg.records import Datalist
+from autoseg.workspace import Workspace, read_json, read_yaml, write_json, write_yaml
+
+logger = logging.getLogger(__name__)
+
+
+def plan_foreign(
+    name: str, folder: Path, workspace: Workspace, datalist: Datalist, overrides: Mapping[str, Any]
+) -> Plan:
+    """What the user says goes to its train.py as it stands; its own Algo plans the rest and may ask to be left out."""
+    algo = _told(name, folder, workspace, datalist)
+    skip, reason = _own_code(folder, "pre_check_skip_algo", algo.pre_check_skip_algo)
+    plan = Plan(skip=(str(reason) or "its pre_check_skip_algo says so") if skip else None)
+    for key, value in overrides.items():
+        plan.set(key, value, "set by the user")
+    return plan
+
+
+def write_foreign(name: str, fold: int, workspace: Workspace, datalist: Datalist, plan: Plan) -> tuple[Path, bool]:
+    """(the bundle of a fold, whether it was written anew) from the template's copy in the work_dir.
+
+    Its files hold absolute paths, so it is written where it stays; one that was made of the same is left alone.
+    """
+    template, target = workspace.templates / name, workspace.bundle(name, fold)
+    stamp = _stamp(template, workspace, plan, target)
+    described = target / FOREIGN
+    if described.is_file() and read_json(described).get("stamp") == stamp:
+        return target, False
+    shutil.rmtree(target, ignore_errors=True)
+    algo = _told(name, template, workspace, datalist)
+    _own_code(template, "export_to_disk", lambda: algo.export_to_disk(str(workspace.root), target.name, fold=fold))
+    algo_to_json(algo, template_path=str(workspace.templates))
+    values = sorted({0, *datalist.labels})
+    settings = {
+        "name": name,
+        "fold": fold,
+        "input_channels": read_statistics(read_yaml(workspace.datastats_yaml)).channels,
+        "image_files": len(datalist.training[0].image),
+        "label_values": values,
+        "class_names": {str(value): label for value, label in datalist.labels.items()},
+        "regions": [list(region) for region in datalist.regions.values()] or None,
+        "output_classes": len(datalist.regions) or len(values),
+        "dataroot": datalist.dataroot,
+        "datalist": relative(workspace.datalist_json, target),
+    }
+    found = {"stamp": stamp, "overrides": plan.settings, "settings": {**skeleton_settings(), **settings}}
+    write_json(described, found)  # last: where it stands, the bundle is whole
+    return target, True
+
+
+def _told(name: str, folder: Path, workspace: Workspace, datalist: Datalist) -> Any:
+    algo = load_algo(name, folder)
+    algo.set_data_stats(str(workspace.datastats_yaml))
+    algo.set_data_source(str(_source(workspace, datalist)))
+    return algo
+
+
+def _source(workspace: Workspace, datalist: Datalist) -> Path:
+    """input.yaml; where cases to validate on are listed apart, one whose datalist has them as fold 0.
+
+    That is how MONAI's AutoRunner hands such a list to its templates, which know folds alone.
+    """
+    if not datalist.validation:
+        return Path(workspace.input_yaml)
+    apart = [replace(case, fold=fold) for fold in (0, 1) for case in (datalist.validation, datalist.training)[fold]]
+    path, listed = workspace.root / "input_foreign.yaml", workspace.root / "datalist_foreign.json"
+    write_json(listed, plain_datalist(replace(datalist, training=tuple(apart), validation=())))
+    write_yaml(path, {**read_yaml(workspace.input_yaml), "datalist": str(listed)}, versioned=False)
+    return path
+
+
+def _own_code(folder: Path, method: str, call: Any) -> Any:
+    """Run a method of a template's Algo; whatever it raises is the template's fault."""
+    try:
+        return call()
+    except Exception as error:
+        logger.debug("%s of %s", method, folder, exc_info=True)
+        message = f"{type(error).__name__}: {error}"
+        raise InputError([Fault(str(folder / "scripts" / "algo.py"), method, message)]) from error
+
+
+def _stamp(template: Path, workspace: Workspace, plan: Plan, target: Path) -> str:
+    """Differs where the bundle would: by template, statistics, datalist, source, the user's settings, its place."""
+    digest = hashlib.blake2b(json.dumps([str(target), plan.settings], default=str).encode(), digest_size=16)
+    own = [path for path in sorted(template.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+    for path in (*own, workspace.datastats_yaml, workspace.datalist_json, workspace.input_yaml):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,139 @@
+"""A template written for MONAI's Auto3DSeg under our pipeline, beside a family of ours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from autoseg.config import RunConfig, load_config
+from autoseg.demo import make_demo_data
+from autoseg.engine.foreign import open_bundle
+from autoseg.engine.predictor import Predictor
+from autoseg.errors import InputError
+from autoseg.pipeline import RunResult, generate, predict, run
+from autoseg.records import Case, Event
+from autoseg.workspace import read_json, read_yaml, write_json
+
+TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
+OURS = {"init_filters": 8, "blocks_down": [1, 1], "dsdepth": 1, "roi_size": [24, 24, 16], "num_iterations": 60}
+Finished = tuple[RunConfig, RunResult, list[Event]]
+
+
+def configure(folder: Path, datalist: Path, algos: list[str], **settings: Any) -> RunConfig:
+    families = {"segresnet": OURS} if "segresnet" in algos else {}
+    return load_config(
+        None,
+        work_dir=str(folder / "work dir"),
+        datalist=str(datalist),
+        modality="MRI",
+        num_fold=2,
+        algos=algos,
+        templates_path_or_url=str(TEMPLATES),
+        ensemble_method="AlgoEnsembleAll",
+        family_settings={**families, "tinynet": {"num_epochs": 30, "betas": [0.8, 0.99], **settings}},
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("fremd é")
+    datalist = make_demo_data(folder / "data", training=6, testing=1, shape=(28, 26, 20), labels=(1, 3))
+    config = configure(folder, datalist, ["tinynet", "segresnet"])
+    events: list[Event] = []
+    return config, run(config, events.append), events
+
+
+def test_it_trains_in_parallel_is_logged_scored_and_ensembled(finished: Finished) -> None:
+    config, result, events = finished
+    root = Path(config.work_dir)
+    assert result.exit_code == 0
+    assert sorted(result.members) == ["segresnet_0", "segresnet_1", "tinynet_0", "tinynet_1"]
+    assert "tinynet: epoch 30" in (root / "jobs" / "tinynet_1" / "output.log").read_text()
+    for fold in (0, 1):
+        scores = read_json(root / f"tinynet_{fold}" / "scores.json")
+        validated = {row["case"] for row in scores["cases"]}
+        assert len(validated) == 3
+        for case in validated:
+            written = nib.load(root / f"tinynet_{fold}" / "validation" / f"{case}.nii.gz")
+            assert set(np.unique(np.asarray(written.dataobj))) <= {0, 1, 3}  # type: ignore[attr-defined]
+    best = {entry.name: entry for entry in result.leaderboard}
+    assert best["tinynet_0"].mean_dice > 0.3 and set(best["tinynet_0"].dice) == {"1", "3"}
+    assert result.cross_validation["tinynet"]["n_cases"] == 6
+    assert len(result.predictions) == 1 and not [e for e in events if e.kind == "warning"]
+
+
+def test_what_the_user_sets_reaches_its_train_py_as_monai_hands_it_over(finished: Finished) -> None:
+    root = Path(finished[0].work_dir)
+    plan = read_json(root / "plan.json")["families"]["tinynet"]
+    assert plan["settings"]["num_epochs"] == {"value": 30, "reason": "set by the user"}
+    last = read_yaml(root / "tinynet_0" / "model" / "progress.yaml")[-1]
+    assert (last["epoch"], last["betas"]) == (30, [0.8, 0.99])
+    filled = read_yaml(root / "tinynet_1" / "configs" / "hyper_parameters.yaml")
+    assert filled["bundle_root"] == str(root / "tinynet_1") and filled["fold"] == 1
+
+
+def test_its_probabilities_count_as_a_member_s(finished: Finished) -> None:
+    """The ensemble's labels are those of the mean of all four members' probabilities."""
+    config, result, _ = finished
+    ((name, path),) = result.predictions.items()
+    image = Path(config.datalist).parent / "images" / f"{name}.nii.gz"
+    bundles = [open_bundle(Path(config.work_dir) / member) for member in result.members]
+    each = [Predictor([b], torch.device("cpu")).probabilities(Case(name, (str(image),)))[0] for b in bundles]
+    expected = np.asarray([0, 1, 3])[np.mean(each, 0).argmax(0)]
+    found = np.asarray(nib.load(path).dataobj)  # type: ignore[attr-defined]
+    assert (found == expected).mean() > 0.9999
+    foreign = bundles[[m.startswith("tinynet") for m in result.members].index(True)]
+    given = foreign.inferer.infer(str(image))  # type: ignore[attr-defined]
+    np.testing.assert_allclose(each[bundles.index(foreign)], given[[0, 1, 3]].numpy(), atol=1e-4)  # 2 is a gap
+
+
+def test_again_nothing_is_done_anew_and_new_images_are_predicted(finished: Finished, tmp_path: Path) -> None:
+    config, before, _ = finished
+    events: list[Event] = []
+    again = run(config, events.append)
+    assert again.leaderboard == before.leaderboard
+    assert len([e for e in events if e.facts.get("kept")]) >= 5  # four trainings, one prediction
+    image = next((Path(config.datalist).parent / "images").glob("testing*"))
+    (path,) = predict(config.work_dir, image, tmp_path / "out").values()
+    assert np.asarray(nib.load(path).dataobj).shape == (28, 26, 20)  # type: ignore[attr-defined]
+
+
+def test_a_list_of_validation_cases_is_its_fold_0(tmp_path: Path) -> None:
+    datalist = make_demo_data(tmp_path / "data", training=4, testing=0, shape=(20, 20, 16))
+    plain = read_json(datalist)
+    write_json(datalist, {**plain, "training": plain["training"][1:], "validation": plain["training"][:1]})
+    config = configure(tmp_path, datalist, ["tinynet"])
+    (bundle,) = generate(replace(config, num_fold=None))
+    listed = read_yaml(bundle / "configs" / "hyper_parameters.yaml")["data_list_file_path"]
+    assert [entry["fold"] for entry in json.loads(Path(listed).read_text())["training"]] == [0, 1, 1, 1]
+
+
+def test_broken_inference_falls_back_to_its_own_score(tmp_path: Path) -> None:
+    datalist = make_demo_data(tmp_path / "data", training=4, testing=1, shape=(20, 20, 16))
+    shutil.copytree(TEMPLATES, tmp_path / "templates")
+    script = tmp_path / "templates" / "tinynet" / "scripts" / "infer.py"
+    script.write_text(script.read_text().replace("self.network.eval()", "raise OSError('no eyes')"))
+    config = configure(tmp_path, datalist, ["tinynet"], num_epochs=1)
+    config = replace(config, templates_path_or_url=str(tmp_path / "templates"), ensemble=False)
+    result = run(config)
+    own = read_yaml(Path(config.work_dir) / "tinynet_0" / "model" / "progress.yaml")[-1]["best_avg_dice_score"]
+    assert {e.name: e.mean_dice for e in result.leaderboard}["tinynet_0"] == pytest.approx(own)
+    assert "no eyes" in (Path(config.work_dir) / "jobs" / "tinynet_0" / "output.log").read_text()
+
+
+def test_what_its_own_code_raises_is_said_with_its_file(tmp_path: Path) -> None:
+    datalist = make_demo_data(tmp_path / "data", training=4, testing=0, shape=(20, 20, 16))
+    shutil.copytree(TEMPLATES, tmp_path / "templates")
+    script = tmp_path / "templates" / "tinynet" / "scripts" / "algo.py"
+    script.write_text(script.read_text().replace('["stats_summary"]', '["no such key"]'))
+    config = configure(tmp_path, datalist, ["tinynet"])
+    with pytest.raises(InputError, match=r"algo\.py: export_to_disk: KeyError: 'no such key'"):
+        generate(replace(config, templates_path_or_url=str(tmp_path / "templates")))
