@@ -104,6 +104,11 @@ class Datalist:
     num_fold: int = 0
     regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
+    @property
+    def scored(self) -> dict[int, str]:
+        """Names of what is predicted and scored: by label value, or of regions by number from 1 on."""
+        return dict(enumerate(self.regions, 1)) if self.regions else dict(self.labels)
+
     def split(self, fold: int) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
         """(training cases, validation cases) of a fold; a `validation` list, where there is one, is every fold's.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from autoseg.bundles.templates import template_settings
 from autoseg.datalist import load_datalist
 from autoseg.devices import detect_devices
 from autoseg.errors import Fault, InputError
-from autoseg.planning import Machine, Plan, Statistics, read_statistics
-from autoseg.planning.plan import mirror_axes
+from autoseg.evaluation import nesting
+from autoseg.planning import Machine, Plan, Statistics, normalize_modes, read_statistics
+from autoseg.planning.plan import plan_mirroring
 from autoseg.records import Datalist
 from autoseg.workspace import read_yaml
 
@@ -34,30 +35,31 @@ class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
         self.fold = 0
 
     @abstractmethod
-    def plan(self, stats: Statistics, machine: Machine, modality: str) -> Plan:
-        """Hyper-parameters of this family for this data on this machine, each with its reason; pure."""
+    def plan(self, stats: Statistics, machine: Machine, modes: Sequence[str]) -> Plan:
+        """Hyper-parameters of this family for this data on this machine, each with its reason; pure.
+
+        `modes`: how each channel is normalised, ct or zscore.
+        """
 
     def make_plan(
         self,
         datastats: Mapping[str, Any],
         source: Mapping[str, Any],
-        labels: Mapping[int, str],
+        datalist: Datalist,
         machine: Machine,
         overrides: Mapping[str, Any],
     ) -> Plan:
-        """The family's plan completed by labels, seed and mirror axes, then by the user's `overrides`.
+        """The family's plan completed by labels or regions, seed and mirroring, then by the user's `overrides`.
 
         `source` is input.yaml's mapping (modality, seed, mirror_pairs). A user's num_epochs beats a planned
         num_iterations, as it was said later.
         """
         stats = read_statistics(datastats)
-        plan = self.plan(stats, machine, str(source.get("normalization") or source.get("modality", "MRI")).upper())
-        values = sorted({0, *labels} if labels else stats.label_values)
-        plan.set("label_values", values, "as declared in the datalist")
-        plan.set("output_classes", len(values), "background and every label")
-        plan.set("class_names", {str(v): labels.get(v, f"class_{v}") for v in values if v}, "as declared")
-        plan.set("mirror_axes", *mirror_axes(labels, source.get("mirror_pairs"), machine))
-        plan.set("modality", str(source.get("modality", "MRI")), "as given")
+        modality = str(source.get("modality", "MRI"))
+        plan = self.plan(stats, machine, normalize_modes(modality, source.get("normalization"), stats.channels))
+        _plan_classes(plan, datalist, stats)
+        plan_mirroring(plan, datalist.labels, source.get("mirror_pairs"), machine)
+        plan.set("modality", modality, "as given")
         plan.set("seed", int(source.get("seed") or 0), "as given")
         for key, value in overrides.items():
             plan.set(key, value, "set by the user")
@@ -91,18 +93,34 @@ class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
     def _given(self) -> tuple[dict[str, Any], Datalist]:
         """input.yaml, ours or the one that MONAI's AutoRunner writes, and its datalist."""
         source = read_yaml(self.data_list_file)
-        return source, load_datalist(source["datalist"], source.get("dataroot"), class_names=source.get("class_names"))
+        keys = {key: source.get(key) for key in ("class_names", "sigmoid")}
+        return source, load_datalist(source["datalist"], source.get("dataroot"), **keys)
 
     def _plan_here(self, datastats: Mapping[str, Any], source: Mapping[str, Any], datalist: Datalist) -> Plan:
         devices = detect_devices()
         machine = Machine(devices.kind, devices.job_memory, devices.cores)
-        plan = self.make_plan(datastats, source, datalist.labels, machine, {})
+        plan = self.make_plan(datastats, source, datalist, machine, {})
         plan.set("image_files", len(datalist.training[0].image), "files of every case")  # no word of it in MONAI's file
         return plan
 
     def state_dict(self) -> dict[str, Any]:
         """MONAI's state and the fold: OptunaGen generates again without saying it."""
         return {**super().state_dict(), "fold": self.fold}
+
+
+def _plan_classes(plan: Plan, datalist: Datalist, stats: Statistics) -> None:
+    """What the network's outputs stand for: background and every label, or the regions."""
+    labels, regions = datalist.labels, [list(values) for values in datalist.regions.values()]
+    values = sorted({0, *labels} if labels else stats.label_values)
+    plan.set("label_values", values, "as declared in the datalist")
+    plan.set("regions", regions or None, "as declared" if regions else "no region is declared: labels are exclusive")
+    if regions:
+        written = "the value of the innermost region" if nesting(regions) else "one mask a region"
+        plan.set("output_classes", len(regions), f"every region; a file holds {written}")
+    else:
+        plan.set("output_classes", len(values), "background and every label")
+    names = datalist.scored or {v: f"class_{v}" for v in values if v}
+    plan.set("class_names", {str(key): name for key, name in names.items()}, "as declared")
 
 
 def load_algo(name: str, folder: Path) -> TemplateAlgo:

@@ -52,7 +52,7 @@ def preprocessing(settings: Mapping[str, Any], keys: Sequence[str]) -> dict[str,
 
 
 def _normalization(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Z-scores by channel; CT numbers are clipped and scaled by `intensity_bounds`, null for a channel of another kind."""
+    """Z-scores by channel; CT numbers are clipped and scaled by `intensity_bounds`, null for other channels."""
     z_scores = {"_target_": "NormalizeIntensityd", "keys": "image", "channel_wise": True}
     if settings["normalize_mode"] == "zscore":
         return [z_scores]

@@ -88,10 +88,18 @@ def _normalization(value: Any) -> str | tuple[str, ...]:
     return read(value)
 
 
-def _class_names(value: Any) -> tuple[str, ...]:
-    if isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
-        raise ValueError("regions ({name, index}) come later: give a list of names, one a label value")
-    return _names(value)
+def _class_names(value: Any) -> tuple[Any, ...]:
+    """Names of the labels; or regions, [{name: WT, index: [1, 2, 3]}, ...], whose indices are label values."""
+    if not isinstance(value, (list, tuple)) or not any(isinstance(item, Mapping) for item in value):
+        return _names(value)
+    regions = []
+    for item in value:
+        index = item.get("index") if isinstance(item, Mapping) else None
+        index = [index] if isinstance(index, int) else index
+        if not isinstance(index, (list, tuple)) or set(item) != {"name", "index"}:
+            raise ValueError(f"{item!r} is not a region such as {{name: tumour, index: [1, 2, 3]}}")
+        regions.append({"name": str(item["name"]), "index": list(index)})
+    return tuple(regions)
 
 
 def _algos(value: Any) -> tuple[str, ...]:
@@ -172,13 +180,18 @@ READERS: dict[str, Callable[[Any], Any]] = {
     **{"ensemble_method": _choice(*ENSEMBLE_METHODS), "n_best": _integer(1), "ensemble_mode": _choice(*ENSEMBLE_MODES)},
     **{"normalization": _normalization, "mirror_pairs": _pairs},
     **dict.fromkeys(("check", "analyze", "algo_gen", "train", "ensemble", "not_use_cache", "allow_skip"), _boolean),
-    **{"multigpu": _boolean, "minutes": _positive, "max_parallel": _integer(1), "tolerance_mm": _positive},
+    **{
+        "sigmoid": _boolean,
+        "multigpu": _boolean,
+        "minutes": _positive,
+        "max_parallel": _integer(1),
+        "tolerance_mm": _positive,
+    },
 }
 # Auto3DSeg's keys that are nothing to this project, or not yet; what would change the result is refused.
 ACCEPTED: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("name", "task", "hpo_backend", "mlflow_tracking_uri", "mlflow_experiment_name"), _unused),
     "schema_version": _unused,
     "hpo": _off("sweeps come with `autoseg tune`, which is not there yet"),
-    "sigmoid": _off("regions that overlap come later: labels exclude one another here"),
 }
 KNOWN = (*READERS, "settings", "family_settings", *ACCEPTED)

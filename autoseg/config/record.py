@@ -15,9 +15,10 @@ class RunConfig:
     datalist: str
     dataroot: str  # what the datalist's paths are relative to
     modality: str  # CT, MRI or PET, or one a channel (CT+PET); another word only beside `normalization`
-    algos: tuple[str, ...] = ("segresnet",)
+    algos: tuple[str, ...] | None = None  # network families; None: those that suit the data
     num_fold: int | None = None  # folds to train; None: as in the datalist, else five
-    class_names: tuple[str, ...] | None = None  # of the label values without background, ascending
+    class_names: tuple[Any, ...] | None = None  # of the label values without background, ascending; or regions
+    sigmoid: bool | None = None  # every label, or region, by itself instead of the likeliest of all
     templates_path_or_url: str | None = None  # a folder of algorithm templates
     train_on_all: bool = False  # one network a family on every training case
     patient_pattern: str | None = None  # regular expression on file names; its first group is the patient
@@ -48,7 +49,7 @@ def config_to_input(config: RunConfig) -> dict[str, Any]:
     `load_config` reads it back. It leaves out where the run is (a work_dir can be moved) and the switches of one call.
     """
     plain: dict[str, Any] = {key: getattr(config, key) for key in ("modality", "datalist", "dataroot")}
-    plain |= {"algos": list(config.algos), "multigpu": config.multigpu}
+    plain |= {"multigpu": config.multigpu}
     passing = ("work_dir", "check", "analyze", "algo_gen", "train", "ensemble", "not_use_cache")
     defaults = RunConfig("", "", "", "")
     for key in (f.name for f in dataclasses.fields(config) if f.name not in (*plain, *passing)):

@@ -2,7 +2,7 @@
 
 from autoseg.datalist.folds import DEFAULT_FOLDS, make_folds
 from autoseg.datalist.formats import case_id, find_images, is_image, unreadable
-from autoseg.datalist.reading import load_datalist, plain_datalist
+from autoseg.datalist.reading import load_datalist, plain_datalist, with_regions
 
 __all__ = [
     "DEFAULT_FOLDS",
@@ -13,4 +13,5 @@ __all__ = [
     "make_folds",
     "plain_datalist",
     "unreadable",
+    "with_regions",
 ]

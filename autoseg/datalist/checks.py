@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any
 
-from autoseg.datalist.complaints import Complaints, Entry, kind_of
+from autoseg.datalist.complaints import Complaints, Entry
 from autoseg.datalist.formats import folder_fault
 
 logger = logging.getLogger(__name__)
@@ -71,43 +69,3 @@ def _also(entry: Entry, other: Entry) -> str:
     folds = (entry.case.fold, other.case.fold)
     where = f" in another fold ({folds[0]} and {folds[1]})" if None not in folds and folds[0] != folds[1] else ""
     return f"is also an image of {other.where}{where}"
-
-
-def read_labels(declared: Any, class_names: Sequence[Any] | None, complaints: Complaints) -> dict[int, str]:
-    """Label value -> name, without background, of {"1": "liver"} or nnU-Net's {"liver": 1}; class_names rename them."""
-    labels: dict[int, str] = {}
-    before = len(complaints.by_kind.get("faulty labels", []))
-    if declared is not None and not isinstance(declared, dict):
-        example = '{"0": "background", "1": "liver"}'
-        complaints.add("faulty labels", "labels", f"is {kind_of(declared)}, not an object such as {example}")
-        declared = None
-    for key, item in (declared or {}).items():
-        number, name = (key, item) if re.fullmatch(r"\s*[-+]?\d+(\.\d*)?\s*", key) else (item, key)
-        if isinstance(number, (list, dict)):
-            complaints.add("faulty labels", f"labels.{key}", "is a region of several values: regions come later")
-        elif isinstance(number, bool) or not re.fullmatch(r"\s*\d+\s*", str(number)):
-            complaints.add("faulty labels", f"labels.{key}", f"{number!r} is not a label value (0, 1, 2, ...)")
-        elif not isinstance(name, str) or not name.strip():
-            complaints.add("faulty labels", f"labels.{key}", f"{name!r} is not a label's name")
-        elif int(number) in labels or name in labels.values():
-            twice = f"value {int(number)}" if int(number) in labels else f"name '{name}'"
-            complaints.add("faulty labels", f"labels.{key}", f"the {twice} is declared twice")
-        else:
-            labels[int(number)] = name
-    faulty = len(complaints.by_kind.get("faulty labels", [])) > before
-    background = labels.pop(0, "background")
-    if "back" not in background.lower() and declared:
-        logger.warning("the label value 0 is the background here, though the datalist calls it '%s'", background)
-    if declared is not None and not labels and not faulty:
-        complaints.add("faulty labels", "labels", "declares nothing but the background")
-        faulty = True
-    if not class_names:
-        return dict(sorted(labels.items()))
-    names = [*class_names[1:]] if str(class_names[0]).lower() == "background" else [*class_names]
-    if not names or not all(isinstance(name, str) and name for name in names) or len({*map(str, names)}) < len(names):
-        complaints.add("faulty labels", "class_names", "is not a list of different names (regions come later)")
-        names = [str(name) for name in names]
-    elif declared and not faulty and len(names) != len(labels):
-        message = f"{len(names)} names, where the datalist declares {len(labels)} labels: {sorted(labels)}"
-        complaints.add("faulty labels", "class_names", message)
-    return dict(zip(sorted(labels) or range(1, len(names) + 1), names, strict=False))

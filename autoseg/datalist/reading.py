@@ -10,10 +10,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from autoseg.datalist.checks import check_files, read_labels
+from autoseg.datalist.checks import check_files
 from autoseg.datalist.complaints import Complaints, Entry, kind_of
 from autoseg.datalist.folds import check_folds
 from autoseg.datalist.formats import case_id
+from autoseg.datalist.labels import read_labels
 from autoseg.errors import Fault, InputError, nearest
 from autoseg.records import Case, Datalist
 from autoseg.workspace import read_json
@@ -29,7 +30,8 @@ def load_datalist(
     path: str | Path,
     dataroot: str | Path | None = None,
     *,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[Any] | None = None,
+    sigmoid: bool | None = None,
     train_on_all: bool | None = None,
     patient_pattern: str | None = None,
     num_fold: int | None = None,
@@ -38,8 +40,10 @@ def load_datalist(
     """Read a datalist and check all that needs no image opened; raises one InputError with every fault.
 
     Paths are relative to `dataroot`, by default the datalist's folder. `class_names` name the declared label values
-    in ascending order, or 1, 2, ... where none are declared. `patient_pattern` is a regular expression, searched in
-    the name of the first channel's file, whose first group (or whole match) is the patient; an entry's `patient` wins.
+    in ascending order, or 1, 2, ... where none are declared; or they are regions, {name, index}, as the datalist's own
+    labels {name: [values]} are. `sigmoid` makes a region of every label. `patient_pattern` is a regular expression,
+    searched in the name of the first channel's file, whose first group (or whole match) is the patient; an entry's
+    `patient` wins.
     `num_fold` is the number of folds to train: of folds given, the first ones; `Datalist.num_fold` is 0 where
     `make_folds` has still to split. `train_on_all` drops all folds, to train one network on every case.
     None leaves `train_on_all` and `num_fold` to what `plain_datalist` wrote. `plain` is what the file is going to hold:
@@ -54,7 +58,9 @@ def load_datalist(
     plain = _named_sections(plain, complaints)
     reader = _Reader(root, patient_pattern, complaints)
     entries = [entry for section in SECTIONS for entry in reader.section(plain, section)]
-    labels = read_labels(plain.get("labels"), class_names, complaints)
+    labels, regions = read_labels(plain.get("labels"), class_names, complaints)
+    if sigmoid is False and regions:
+        complaints.add("faulty regions", "sigmoid", "false, though there are regions: each is decided by itself")
     check_files(entries, root, complaints)
     if train_on_all is None:
         train_on_all = plain.get("train_on_all") is True
@@ -63,7 +69,23 @@ def load_datalist(
     sections = {name: tuple(e.case for e in entries if e.section == name) for name in SECTIONS}
     if train_on_all:
         sections["training"] = tuple(replace(case, fold=None) for case in sections["training"])
-    return Datalist(str(path), str(root), **sections, labels=labels, num_fold=folds)
+    datalist = Datalist(
+        path=str(path),
+        dataroot=str(root),
+        training=sections["training"],
+        validation=sections["validation"],
+        testing=sections["testing"],
+        labels=labels,
+        num_fold=folds,
+        regions=regions,
+    )
+    return with_regions(datalist) if sigmoid else datalist
+
+
+def with_regions(datalist: Datalist) -> Datalist:
+    """The datalist with a region of each label, where it has none."""
+    regions = datalist.regions or {name: (value,) for value, name in datalist.labels.items()}
+    return replace(datalist, regions=regions)
 
 
 def _named_sections(plain: dict[str, Any], complaints: Complaints) -> dict[str, Any]:
@@ -197,6 +219,7 @@ def plain_datalist(datalist: Datalist) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     if datalist.labels:
         plain["labels"] = {"0": "background", **{str(value): name for value, name in datalist.labels.items()}}
+        plain["labels"] |= {name: list(values) for name, values in datalist.regions.items()}
     if datalist.validation or any(case.fold is not None for case in datalist.training):
         plain |= {"num_fold": datalist.num_fold} if datalist.num_fold else {}
     elif datalist.num_fold:

@@ -94,7 +94,7 @@ class Classes:
         not hold one another, that of the likelier.
         """
         if not self.regions:
-            return np.asarray(self.values, self.dtype)[argmax(combined).cpu().numpy()]
+            return np.take(np.asarray(self.values, self.dtype), argmax(combined).cpu().numpy())
         inside = combined > 0.5
         if self.in_channels:
             return inside.movedim(0, -1).cpu().numpy().astype(self.dtype)
@@ -102,7 +102,7 @@ class Classes:
         rank = torch.where(inside, combined + depths.view(-1, *[1] * (combined.dim() - 1)), 0.0)
         values = np.asarray((*self._nesting.values, 0), self.dtype)
         chosen = torch.where(inside.any(0), argmax(rank), len(self.regions))
-        return values[chosen.cpu().numpy()]
+        return np.take(values, chosen.cpu().numpy())
 
     def outside(self, block: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor:
         """Probabilities [K, ...] with what lies at `index` along a spatial axis set to background."""

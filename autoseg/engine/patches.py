@@ -58,7 +58,7 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
         image, label = cut(case.image, start, self.size), cut(case.label[None], start, self.size)
         mirrored = [axis for axis in self.mirror_axes if random.random() < self.mirror_prob]
         if mirrored:
-            image, label = (np.flip(part, [1 + axis for axis in mirrored]) for part in (image, label))
+            image, label = (np.flip(part, tuple(1 + axis for axis in mirrored)) for part in (image, label))
         if 0 in mirrored:
             label = self.sides[label]
         if self.slice_axis is not None:

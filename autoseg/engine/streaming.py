@@ -111,8 +111,8 @@ def stream_probabilities(
     """Mean probabilities of the networks over Gaussian-weighted windows of `image` [C, X, Y, Z].
 
     Settings used: roi_size, overlap, sw_batch_size, spatial_dims, label_values, regions, mirror_axes_inference (axes
-    along which windows are also predicted mirrored, singly and together), mirror_pairs. A volume smaller than the patch is padded with zeros and cut
-    back.
+    along which windows are also predicted mirrored, singly and together), mirror_pairs. A volume smaller than the
+    patch is padded with zeros and cut back.
     `axis` is the stream axis: memory is one patch depth of [classes, ...] sums along it. A network that gives
     values that are not finite raises FloatingPointError.
     """

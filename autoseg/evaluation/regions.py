@@ -51,7 +51,8 @@ def bits_of_values(values: Sequence[int], regions: Regions) -> Bits:
 
 def bits_of_labels(labels: npt.NDArray[Any], regions: Regions) -> Bits:
     """Bits [X, Y, Z] of a label map [X, Y, Z] of whole numbers from 0 on."""
-    return bits_of_values(range(int(labels.max()) + 1), regions)[labels]
+    bits: Bits = bits_of_values(range(int(labels.max()) + 1), regions)[labels]
+    return bits
 
 
 def bits_of_channels(channels: npt.NDArray[Any]) -> Bits:

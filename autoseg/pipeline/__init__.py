@@ -91,14 +91,17 @@ def _generate(session: Session) -> tuple[Datalist, list[Path]]:
     """Datalist and bundles; Auto3DSeg's switches `analyze` and `algo_gen`, where false, take those that are there."""
     config, workspace = session.config, session.workspace
     if config.not_use_cache:
-        prepare.forget(workspace, config.algos)
+        prepare.forget(workspace, prepare.families(config))
     if config.analyze is False:
         prepare.refuse_missing(workspace.datastats_yaml, "analyze")
         datalist = _stored_datalist(workspace)
     else:
         datalist = prepare.analyse(session)
     if config.algo_gen is False:
-        bundles = [workspace.bundle(name, fold) for name in config.algos for fold in range(datalist.num_fold)]
+        planned = read_json(workspace.plan_json)["families"] if workspace.plan_json.exists() else {}
+        left_out = {name for name, plan in planned.items() if plan["skip"] and not config.algos}
+        names = [name for name in prepare.families(config) if name not in left_out]
+        bundles = [workspace.bundle(name, fold) for name in names for fold in range(datalist.num_fold)]
         for bundle in bundles:
             prepare.refuse_missing(bundle, "generate")
         return datalist, bundles
@@ -122,7 +125,7 @@ def ensemble(config: RunConfig, notify: Notify | None = None) -> RunResult:
         prepare.refuse_missing(session.workspace.leaderboard_json, "train")
         datalist = _stored_datalist(session.workspace)
         board = _read_leaderboard(session.workspace)
-        result = RunResult(session.workspace.root, board, labels=datalist.labels)
+        result = RunResult(session.workspace.root, board, labels=datalist.scored)
         return _ensemble(session, datalist, result, started)
 
 
@@ -146,12 +149,12 @@ def run(
 
         datalist, bundles = _generate(session)
         if dry_run or config.train is False:
-            return RunResult(session.workspace.root, labels=datalist.labels, seconds=time.monotonic() - started)
+            return RunResult(session.workspace.root, labels=datalist.scored, seconds=time.monotonic() - started)
         results = training.train(session, bundles, datalist)
         failed = training.failures(results)
         board = training.write_leaderboard(session, results, bundles)
         folds = read_json(session.workspace.cross_validation_json)["families"]
-        result = RunResult(session.workspace.root, board, cross_validation=folds, failed=failed, labels=datalist.labels)
+        result = RunResult(session.workspace.root, board, cross_validation=folds, failed=failed, labels=datalist.scored)
         if stop_after == "train" or config.ensemble is False:
             return _finished(session, result, started)
         return _ensemble(session, datalist, result, started, ensemble_method)

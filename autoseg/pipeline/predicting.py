@@ -110,7 +110,8 @@ def evaluate_testing(session: Session, datalist: Datalist, predictions: dict[str
     session.stage(f"evaluation: {len(pairs)} testing cases")
     evaluation = evaluate_pairs(
         pairs,
-        labels=datalist.labels,
+        labels=datalist.scored,
+        regions=list(datalist.regions.values()),
         tolerance_mm=session.config.tolerance_mm,
         workers=session.devices.cores,
         notify=session.notify,

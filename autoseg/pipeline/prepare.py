@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autoseg.analysis import CheckResult, check_reports, discovered_labels, examine, label_counts, summarize
 from autoseg.config import RunConfig, config_to_input
-from autoseg.datalist import load_datalist, make_folds, plain_datalist
+from autoseg.datalist import load_datalist, make_folds, plain_datalist, with_regions
 from autoseg.errors import Fault, Faults, InputError, nearest
 from autoseg.pipeline.session import Session
 from autoseg.planning import Machine, Plan
@@ -25,6 +25,7 @@ def read_datalist(config: RunConfig) -> Datalist:
         config.datalist,
         config.dataroot,
         class_names=config.class_names,
+        sigmoid=config.sigmoid,
         train_on_all=config.train_on_all,
         patient_pattern=config.patient_pattern,
         num_fold=config.num_fold,
@@ -54,14 +55,22 @@ def with_later_faults(error: InputError) -> InputError:
     return error
 
 
+def families(config: RunConfig) -> dict[str, Path]:
+    """Folders of the families to consider, by name: those named, else all that there are."""
+    from autoseg.bundles.templates import available_templates, find_templates
+
+    folder = config.templates_path_or_url
+    return find_templates(config.algos or tuple(available_templates(folder)), folder)
+
+
 def check_settings(config: RunConfig) -> None:
     """The families are there and know the hyper-parameters that are set for them."""
     from autoseg.bundles.contract import is_foreign
-    from autoseg.bundles.templates import available_templates, find_templates, template_settings
+    from autoseg.bundles.templates import available_templates, template_settings
 
     faults = Faults()
     try:
-        folders = find_templates(config.algos, config.templates_path_or_url)
+        folders = families(config)
     except InputError as error:
         faults.extend(error.faults)
         folders = available_templates()
@@ -93,6 +102,7 @@ def examine_data(
     reports = examine(cases, workers=workers, cache_dir=cache, notify=notify)
     if not datalist.labels:
         datalist = replace(datalist, labels=discovered_labels(reports))
+        datalist = with_regions(datalist) if config.sigmoid else datalist
     return datalist, reports, check_reports(datalist, reports)
 
 
@@ -117,42 +127,61 @@ def analyse(session: Session) -> Datalist:
     write_yaml(workspace.datastats_by_case_yaml, by_case, versioned=False)
     folds = f"{datalist.num_fold} fold{'s' if datalist.num_fold != 1 else ''}"
     counts = f"{len(datalist.training)} training, {len(datalist.testing)} testing"
-    session.stage(f"analysis: {counts} cases, {folds}, labels {', '.join(datalist.labels.values())}")
+    names = f"{'regions' if datalist.regions else 'labels'} {', '.join(datalist.scored.values())}"
+    session.stage(f"analysis: {counts} cases, {folds}, {names}")
     return datalist
 
 
 def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
-    """A plan a family, written to plan.json with the reason of every value."""
-    from autoseg.bundles import find_templates, load_algo, template_settings
+    """A plan a family, written to plan.json with the reason of every value; what does not suit is left out.
+
+    A family that the user named is kept whatever speaks against it. InputError where none is left.
+    """
     from autoseg.bundles.contract import is_foreign
-    from autoseg.bundles.foreign import plan_foreign
 
     config, workspace = session.config, session.workspace
-    stats, source = read_yaml(workspace.datastats_yaml), read_yaml(workspace.input_yaml)
-    jobs = len(config.algos) * datalist.num_fold
-    slots = session.slots(jobs)
+    folders = families(config)
+    slots = session.slots(len(folders) * datalist.num_fold)
     machine = Machine(session.devices.kind, min(s.memory for s in slots), min(s.cpus for s in slots))
-    plans = {}
-    for name, folder in find_templates(config.algos, config.templates_path_or_url).items():
-        said = {**config.settings, **config.family_settings.get(name, {})}
-        if is_foreign(folder):
-            plans[name] = plan_foreign(name, folder, workspace, datalist, said)
-            if config.minutes:
-                session.notify(Event("warning", f"{name} ends as its own settings say: minutes mean nothing to it"))
-            continue
-        overrides = {**budget(session, jobs, len(slots)), **said}
-        known = template_settings(folder)
-        overrides = {key: value for key, value in overrides.items() if key in known}
-        plans[name] = load_algo(name, folder).make_plan(stats, source, datalist.labels, machine, overrides)
+    plans = {name: _plan(session, datalist, machine, name, folder) for name, folder in folders.items()}
+    against = {name: plan.skip or plan.spare for name, plan in plans.items() if plan.skip or plan.spare}
+    kept = {name: plan for name, plan in plans.items() if config.algos or not config.allow_skip or name not in against}
+    for name, reason in against.items():
+        fate = "is trained because it was asked for" if name in kept else "is left out"
+        session.notify(Event("warning", f"{name} {fate}: {reason}"))
+    for name, plan in kept.items():
+        if is_foreign(folders[name]) and config.minutes:
+            session.notify(Event("warning", f"{name} ends as its own settings say: minutes mean nothing to it"))
+        elif not is_foreign(folders[name]):
+            said = {**config.settings, **config.family_settings.get(name, {})}
+            for key, value in budget(session, len(kept) * datalist.num_fold, len(slots)).items():
+                plan.set(key, said.get(key, value), "set by the user" if key in said else "a share of the minutes")
     written = {
         name: {
-            "skip": plan.skip,
+            "skip": None if name in kept else against[name],
             "settings": {k: {"value": v, "reason": plan.reasons[k]} for k, v in plan.settings.items()},
         }
         for name, plan in plans.items()
     }
     write_json(workspace.plan_json, {"machine": machine, "families": written})
-    return plans
+    if not kept:
+        raise InputError(Fault("", "algos", f"{name} does not suit: {reason}") for name, reason in against.items())
+    return kept
+
+
+def _plan(session: Session, datalist: Datalist, machine: Machine, name: str, folder: Path) -> Plan:
+    from autoseg.bundles import load_algo, template_settings
+    from autoseg.bundles.contract import is_foreign
+    from autoseg.bundles.foreign import plan_foreign
+
+    config, workspace = session.config, session.workspace
+    said = {**config.settings, **config.family_settings.get(name, {})}
+    if is_foreign(folder):
+        return plan_foreign(name, folder, workspace, datalist, said)
+    known = template_settings(folder)
+    stats, source = read_yaml(workspace.datastats_yaml), read_yaml(workspace.input_yaml)
+    overrides = {key: value for key, value in said.items() if key in known}
+    return load_algo(name, folder).make_plan(stats, source, datalist, machine, overrides)
 
 
 def budget(session: Session, jobs: int, slots: int) -> dict[str, Any]:
@@ -167,50 +196,53 @@ def budget(session: Session, jobs: int, slots: int) -> dict[str, Any]:
 
 def write_bundles(session: Session, datalist: Datalist, plans: Mapping[str, Plan]) -> list[Path]:
     """A bundle a (family, fold); one whose files would be the same is left as it stands, results and all."""
-    from monai.auto3dseg import algo_to_json
-
-    from autoseg.bundles import find_templates, load_algo
     from autoseg.bundles.contract import is_foreign
     from autoseg.bundles.foreign import write_foreign
 
     logging.getLogger("monai.apps.auto3dseg.bundle_gen").setLevel(logging.WARNING)  # the stage says it
     workspace = session.workspace
     bundles = []
-    for name, folder in find_templates(session.config.algos, session.config.templates_path_or_url).items():
-        if plans[name].skip and session.config.allow_skip:
-            session.notify(Event("warning", f"{name} is left out: {plans[name].skip}"))
-            continue
+    folders = families(session.config)
+    for name, plan in plans.items():
         home = workspace.templates / name
-        _replace_tree(folder, home)
+        _replace_tree(folders[name], home)
         for fold in range(datalist.num_fold):
             if is_foreign(home):
-                target, _ = write_foreign(name, fold, workspace, datalist, plans[name])
-                bundles.append(target)
-                continue
-            algo = load_algo(name, home)
-            algo.set_data_stats(str(workspace.datastats_yaml))
-            algo.set_data_source(str(workspace.input_yaml))
-            target = workspace.bundle(name, fold)
-            draft = workspace.cache / "drafts" / target.name
-            algo.export_to_disk(str(draft.parent), draft.name, fold=fold, plan=plans[name], home=target)
-            if _same_files(draft, target):
-                shutil.rmtree(draft)
+                bundles.append(write_foreign(name, fold, workspace, datalist, plan)[0])
             else:
-                if (target / "models" / "model.pt").exists():
-                    message = f"{target.name} was trained with other settings: it is replaced and trained anew"
-                    session.notify(Event("warning", message))
-                shutil.rmtree(target, ignore_errors=True)
-                draft.rename(target)
-            algo.output_path = str(target)
-            if not (target / "algo_object.json").exists():
-                algo_to_json(algo, template_path=str(workspace.templates))
-            bundles.append(target)
+                bundles.append(_write_bundle(session, name, fold, plan))
     shutil.rmtree(workspace.cache / "drafts", ignore_errors=True)
     session.stage(f"planning: {len(bundles)} bundles written, see {workspace.plan_json}")
     return bundles
 
 
-def forget(workspace: Workspace, algos: tuple[str, ...]) -> None:
+def _write_bundle(session: Session, name: str, fold: int, plan: Plan) -> Path:
+    from monai.auto3dseg import algo_to_json
+
+    from autoseg.bundles import load_algo
+
+    workspace = session.workspace
+    algo = load_algo(name, workspace.templates / name)
+    algo.set_data_stats(str(workspace.datastats_yaml))
+    algo.set_data_source(str(workspace.input_yaml))
+    target = workspace.bundle(name, fold)
+    draft = workspace.cache / "drafts" / target.name
+    algo.export_to_disk(str(draft.parent), draft.name, fold=fold, plan=plan, home=target)
+    if _same_files(draft, target):
+        shutil.rmtree(draft)
+    else:
+        if (target / "models" / "model.pt").exists():
+            message = f"{target.name} was trained with other settings: it is replaced and trained anew"
+            session.notify(Event("warning", message))
+        shutil.rmtree(target, ignore_errors=True)
+        draft.rename(target)
+    algo.output_path = str(target)
+    if not (target / "algo_object.json").exists():
+        algo_to_json(algo, template_path=str(workspace.templates))
+    return target
+
+
+def forget(workspace: Workspace, algos: Iterable[str]) -> None:
     """Delete what earlier runs left: caches, results of jobs, the families' bundles."""
     bundles = [path.parent for name in algos for path in workspace.root.glob(f"{name}_*/algo_object.json")]
     for path in (workspace.cache, workspace.jobs, *bundles):

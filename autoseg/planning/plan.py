@@ -43,11 +43,16 @@ class FamilyTraits:
 
 @dataclass
 class Plan:
-    """Hyper-parameters of a family, the reason of each, and `skip`: why the family does not suit, or None."""
+    """Hyper-parameters of a family and the reason of each.
+
+    `skip`: why the family does not suit the data, or None; `spare`: why the machine is better used by others. Either
+    leaves out a family that the user did not name.
+    """
 
     settings: dict[str, Any] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     skip: str | None = None
+    spare: str | None = None
     patch: Patch | None = None
 
     def set(self, key: str, value: Any, reason: str) -> None:

@@ -28,8 +28,8 @@ class SwinunetrAlgo(TemplateAlgo):
         cuda = machine.kind == "cuda"
         shortest = min(stats.cropped_shape_median)
         if not cuda:
-            plan.skip = plan.skip or "a transformer learns too little in the short schedule of a CPU"
-        elif shortest < STRIDE / 2:
+            plan.spare = "a transformer learns too little in the short schedule of a CPU"
+        if shortest < STRIDE / 2:
             plan.skip = plan.skip or f"{shortest:.0f} voxels along an axis, where patches have {STRIDE} at least"
         plan.set("feature_size", *TRAITS.width(machine))
         plan.set("depths", [2, 2, 2, 2] if cuda else [1, 1, 1, 1], "as published" if cuda else "half: time")

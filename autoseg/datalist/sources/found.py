@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autoseg.datalist.reading import case_id
+from autoseg.datalist.formats import case_id
 from autoseg.records import Case
 
 
