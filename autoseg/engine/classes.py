@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from autoseg.engine.geometry import background
 from autoseg.errors import Fault, InputError
 from autoseg.evaluation import Scored, dice_by_label
 from autoseg.evaluation.regions import bits_of_channels, bits_of_values, nesting
@@ -105,11 +106,8 @@ class Classes:
         return np.take(values, chosen.cpu().numpy())
 
     def outside(self, block: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor:
-        """Probabilities [K, ...] with what lies at `index` along a spatial axis set to background."""
-        block = block.index_fill(1 + axis, index, 0.0)
-        if not self.regions:
-            block[0].index_fill_(axis, index, 1.0)
-        return block
+        """Probabilities [K, ...] with nothing at `index` along a spatial axis: class 0, or no region."""
+        return block.index_fill(1 + axis, index, 0.0) if self.regions else background(block, axis, index)
 
     def mirrored(self, pairs: Sequence[Sequence[int]]) -> list[int]:
         """The output that each one becomes when left and right (pairs of label values) change places.

@@ -23,6 +23,13 @@ def longest_axis(affine: npt.ArrayLike, shape: Sequence[int]) -> int:
     return int(np.argmax(np.round(extent / extent.max(), 6)))  # of equal ones the first, though headers round
 
 
+def background(block: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor:
+    """Probabilities [K, ...] of exclusive classes with class 0 at `index` along a spatial axis."""
+    block = block.index_fill(1 + axis, index, 0.0)
+    block[0].index_fill_(axis, index, 1.0)
+    return block
+
+
 @dataclass(frozen=True)
 class AxisMap:
     """For each axis of the original grid: its network axis, and network index = scale * original index + offset.
@@ -98,12 +105,13 @@ class AxisMap:
         needed = abs(self.scales[self.chunk_axis]) * network  # bytes of network planes for one more original plane
         return max(1, int(min(limit / max(1, original), (limit - 2 * network) / max(1.0, needed))))
 
-    def resample(self, block: torch.Tensor, first: int, start: int, stop: int, background: Outside) -> torch.Tensor:
+    def resample(
+        self, block: torch.Tensor, first: int, start: int, stop: int, outside: Outside = background
+    ) -> torch.Tensor:
         """Probabilities of a chunk of the original grid, [K, ...] in its axis order.
 
         `block` is [K, ...] in the network's axis order; along `stream_axis` it holds the planes from `first` on.
-        Linear between voxels; outside of the network's grid (it saw a crop) all is background, which
-        `background(block, spatial axis, indices)` fills in.
+        Linear between voxels; out of the network's grid (it saw a crop) all is what `outside` fills in.
         """
         points = [self.coordinates(a, *((start, stop) if a == self.chunk_axis else self._all(a))) for a in range(3)]
         # what shrinks goes first: no step between holds more than what came or what goes
@@ -114,9 +122,9 @@ class AxisMap:
         block = block.permute(0, *(1 + a for a in self.axes))
         for axis in range(3):
             size = self.network_shape[self.axes[axis]]
-            outside = np.flatnonzero((points[axis] < -OUTSIDE) | (points[axis] > size - 1 + OUTSIDE))
-            if outside.size:
-                block = background(block, axis, torch.from_numpy(outside).to(block.device))
+            beyond = np.flatnonzero((points[axis] < -OUTSIDE) | (points[axis] > size - 1 + OUTSIDE))
+            if beyond.size:
+                block = outside(block, axis, torch.from_numpy(beyond).to(block.device))
         return block
 
     def _all(self, axis: int) -> tuple[int, int]:

@@ -88,8 +88,8 @@ def plan_patch(
     """The patch for a network that keeps `bytes_per_voxel` of activations; one plane across `slice_axis`, if given.
 
     Starts from the median size, shrinks the axis longest in mm until the voxels fit the device's budget (70 % of
-    its memory for a smallest batch, or the rule's voxels), then rounds to the network's stride: up, while the patch
-    stays within the budget and GROWTH of the median size, else down.
+    its memory for a smallest batch, or the rule's voxels), then rounds to the network's stride: down, and up again
+    along the axes that lost most as long as the patch stays within GROWTH of the budget and of the median size.
     """
     budget = min(rule.voxels(machine), int(0.7 * machine.memory / (bytes_per_voxel * rule.smallest_batch)))
     median = median_size(stats, spacing)
@@ -99,18 +99,27 @@ def plan_patch(
         axis = max(seen, key=lambda a: size[a] * spacing[a])
         size[axis] *= 0.97
     halvings, levels = _halvings(size, spacing, rule, seen)
-    shape = [1, 1, 1]
-    for axis in seen:
-        stride = 2 ** halvings[axis]
-        up = math.ceil(size[axis] / stride - 1e-6) * stride
-        grown = math.prod(up if a == axis else size[a] for a in range(3))
-        fits = grown <= GROWTH * budget and up <= max(GROWTH * median[axis], stride)
-        shape[axis] = up if fits else max(stride, math.floor(size[axis] / stride) * stride)
+    shape = _rounded_to_strides(size, median, spacing, [2**h for h in halvings], budget)
     reason = (
         f"median size {'x'.join(f'{m:.0f}' for m in median)} within {budget} voxels ({machine.kind}), "
         f"multiples of {'x'.join(str(2**h) for h in halvings)}"
     )
     return Patch((shape[0], shape[1], shape[2]), levels, halvings), reason
+
+
+def _rounded_to_strides(
+    size: list[float], median: Triple, spacing: list[float], strides: list[int], budget: int
+) -> tuple[int, int, int]:
+    """Multiples of the strides near `size`."""
+    shape = [max(stride, math.floor(s / stride + 1e-6) * stride) for s, stride in zip(size, strides, strict=True)]
+    open_axes = {axis for axis in range(3) if shape[axis] < size[axis]}
+    while open_axes:
+        axis = max(open_axes, key=lambda a: (size[a] - shape[a]) * spacing[a])
+        grown = [n + strides[axis] * (a == axis) for a, n in enumerate(shape)]
+        if math.prod(grown) <= GROWTH * budget and grown[axis] <= max(GROWTH * median[axis], strides[axis]):
+            shape = grown
+        open_axes.discard(axis)
+    return shape[0], shape[1], shape[2]
 
 
 def plan_batch(patch: Patch, machine: Machine, rule: PatchRule, bytes_per_voxel: float) -> tuple[int, str]:
