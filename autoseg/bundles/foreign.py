@@ -62,7 +62,7 @@ def write_foreign(name: str, fold: int, workspace: Workspace, datalist: Datalist
         "input_channels": read_statistics(read_yaml(workspace.datastats_yaml)).channels,
         "image_files": len(datalist.training[0].image),
         "label_values": values,
-        "class_names": {str(value): label for value, label in datalist.labels.items()},
+        "class_names": {str(key): name for key, name in datalist.scored.items()},
         "regions": [list(region) for region in datalist.regions.values()] or None,
         "output_classes": len(datalist.regions) or len(values),
         "dataroot": datalist.dataroot,

@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# [C, X, Y] as [C, X, Y, 1]; ITK gives such an image an affine of two axes, which then has a third of 1 mm
+PLANE = (
+    "$lambda x: x if x.ndim == 4 else "
+    "monai.data.MetaTensor(x[..., None], affine=monai.data.utils.to_affine_nd(3, x.affine), meta=x.meta)"
+)
+
 
 def image_keys(settings: Mapping[str, Any]) -> list[str]:
     """Keys under which the files of a case's image enter preprocessing; after it there is `image` alone."""
@@ -29,7 +35,7 @@ def preprocessing(settings: Mapping[str, Any], keys: Sequence[str]) -> dict[str,
         {"_target_": "LoadImaged", "keys": loaded, "image_only": True, "ensure_channel_first": True},
     ]
     if int(settings["image_dims"]) == 2:
-        steps.append({"_target_": "Lambdad", "keys": loaded, "func": "$lambda x: x if x.ndim == 4 else x[..., None]"})
+        steps.append({"_target_": "Lambdad", "keys": loaded, "func": PLANE})
     if len(files) > 1:
         onto = {"_target_": "ResampleToMatchd", "keys": files[1:], "key_dst": files[0]}
         steps.append({**onto, "mode": "bilinear", "padding_mode": "border"})

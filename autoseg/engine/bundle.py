@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from autoseg.bundles.preprocessing import image_item
-from autoseg.datalist import load_datalist
+from autoseg.datalist import load_datalist, unreadable
 from autoseg.errors import Fault, Faults, InputError, nearest
 from autoseg.records import Case, Datalist
 from autoseg.workspace import read_yaml
@@ -93,11 +93,14 @@ class Bundle:
         return image
 
     def item(self, case: Case, with_label: bool = False) -> dict[str, Any]:
-        """A case's files as `preprocessing` takes them; InputError where it has not as many as the bundle wants."""
+        """A case's files as `preprocessing` takes them; InputError where there are too many, too few, or odd ones."""
         wanted = int(self.settings["image_files"])
         if len(case.image) != wanted:
             message = f"{len(case.image)} files, where {self.name} was made for {wanted} a case"
             raise InputError([Fault(case.image[0], "image", message)])
+        reasons = {path: unreadable(path) for path in case.image}
+        if any(reasons.values()):
+            raise InputError(Fault(path, "image", reason) for path, reason in reasons.items() if reason)
         return {**image_item(case.image, self.settings), **({"label": case.label} if with_label else {})}
 
     def preprocessing_key(self) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from monai.data import MetaTensor
+from monai.data.utils import to_affine_nd
 from nibabel.filebasedimages import ImageFileError
 
 from autoseg.engine.bundle import Bundle
@@ -103,8 +104,7 @@ class Predictor:
                 if image is None or members[0].preprocessing_key() != key:
                     image = None  # the old one goes before the new one comes
                     image, key = members[0].preprocess(case), members[0].preprocessing_key()
-                affine = np.asarray(image.meta["original_affine"], float)
-                shape = [int(n) for n in np.asarray(image.meta["spatial_shape"])[:3]]
+                affine, shape = file_grid(image)
                 chunk_axis = longest_axis(affine, shape)
                 grid = AxisMap.between(image.affine.numpy(), image.shape[1:], affine, shape, chunk_axis)
                 settings = members[0].settings
@@ -145,6 +145,13 @@ class Predictor:
         assert mean is not None
         mean.div_(sum(len(members) for members in self.groups))
         return mean if votes is None else votes.add_(mean, alpha=0.5).div_(len(self.groups) + 0.5)
+
+
+def file_grid(image: MetaTensor) -> tuple[npt.NDArray[np.float64], list[int]]:
+    """(affine [4, 4], shape of three axes) of the file that an image was loaded from; pictures have 1 mm pixels."""
+    affine = to_affine_nd(3, np.asarray(image.meta.get("original_affine", np.eye(4)), float))
+    shape = [int(n) for n in np.asarray(image.meta["spatial_shape"])[:3]]
+    return np.asarray(affine), [*shape, 1][:3]
 
 
 def _parts(members: Sequence[Bundle]) -> list[list[Bundle]]:

@@ -205,7 +205,7 @@ def predict(
     workspace = Workspace(work_dir)
     names = predicting.trained_members(workspace)
     settings = bundle_settings(workspace.root / names[0])
-    cases = predicting.input_cases(input, int(settings["input_channels"]))
+    cases = predicting.input_cases(input, int(settings["image_files"]))
     target = Workspace(output)
     target.create()
     config = load_config(None, check_paths=False, work_dir=str(workspace.root))

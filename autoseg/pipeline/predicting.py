@@ -141,11 +141,11 @@ def trained_members(workspace: Workspace) -> tuple[str, ...]:
     return names
 
 
-def input_cases(source: str | Path, channels: int) -> list[Case]:
+def input_cases(source: str | Path, files_a_case: int) -> list[Case]:
     """The images to predict: one file or DICOM folder, or every image (DICOM folders too) of a folder.
 
-    With several channels, files named <case>_0000, <case>_0001, ... are the channels of a case (nnU-Net's naming);
-    other files are taken to hold all channels. Raises InputError with every image that no reader can read.
+    Where a case has several files, they are named <case>_0000, <case>_0001, ... (nnU-Net's naming). Raises InputError
+    with every image that no reader can read and every case that has not all its files.
     """
     path = Path(source).expanduser().absolute()
     if not path.exists():
@@ -161,6 +161,13 @@ def input_cases(source: str | Path, channels: int) -> list[Case]:
     for file in files:
         stem = case_id(str(file))
         head, _, tail = stem.rpartition("_")
-        numbered = channels > 1 and len(tail) == 4 and tail.isdigit() and head
+        numbered = files_a_case > 1 and len(tail) == 4 and tail.isdigit() and head
         groups.setdefault(head if numbered else stem, []).append(file)
+    faults = [
+        Fault(str(group[0]), "input", f"case {name} has {len(group)} of {files_a_case} files: <case>_0000, ...")
+        for name, group in groups.items()
+        if len(group) != files_a_case
+    ]
+    if faults:
+        raise InputError(faults)
     return [Case(id=name, image=tuple(str(f) for f in group)) for name, group in groups.items()]

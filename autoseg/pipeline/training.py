@@ -6,12 +6,12 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from autoseg._version import __version__
-from autoseg.bundles.marks import FOREIGN, is_foreign_bundle
+from autoseg.bundles.marks import FOREIGN, bundle_settings, is_foreign_bundle
 from autoseg.errors import NoResultError
 from autoseg.execution import LocalExecutor, Scheduler
 from autoseg.pipeline.session import Session
@@ -85,11 +85,21 @@ def training_jobs(session: Session, bundles: Sequence[Path], datalist: Datalist)
                 outputs=outputs,
                 fingerprint=fingerprint(*files, data_stamp((*training, *validation))),
                 resources=Resources(gpus=1 if session.devices.gpus else 0),
-                cost=len(training),
+                cost=_voxels(bundle_settings(bundle), len(training)),
                 progress="metrics.jsonl",
             )
         )
     return jobs
+
+
+def _voxels(settings: Mapping[str, Any], cases: int) -> float:
+    """How many voxels a network sees in its training, in proportion to which it takes long."""
+    patches = settings["num_iterations"] or settings["num_epochs"] or 1  # of seconds alone all jobs have as many
+    if settings["num_iterations"] is None:
+        patches *= cases
+    else:
+        patches *= settings["num_images_per_batch"]
+    return float(patches * math.prod(settings["roi_size"]))
 
 
 def train(session: Session, bundles: Sequence[Path], datalist: Datalist) -> dict[str, JobResult]:
@@ -102,7 +112,8 @@ def train(session: Session, bundles: Sequence[Path], datalist: Datalist) -> dict
     results = run_jobs(session, jobs)
     if all(result.status != "done" for result in results.values()):
         first = next(iter(results.values()))
-        raise NoResultError(f"no training ended well; the first error: {first.error} (log: {first.log})")
+        headline = (first.error or first.status).splitlines()[0]
+        raise NoResultError(f"no training ended well; the first error: {headline} (log: {first.log})")
     return results
 
 
