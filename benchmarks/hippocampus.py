@@ -39,6 +39,7 @@ def main() -> int:
         work_dir=given.work_dir,
         datalist=str(given.data / "datalist.json"),
         modality="MRI",
+        algos=["segresnet"],
         minutes=max(1.0, given.minutes - RESERVED),
     )
     with Screen(Console()) as screen:

@@ -28,6 +28,7 @@ from autoseg.workspace import atomic_file, write_yaml
 
 LOG_SECONDS = 2.0
 VALIDATIONS = 10  # where the budget is in steps or seconds, not in epochs
+VALIDATION_SHARE = 0.1  # of a budget in seconds, the last validation apart: fewer of them where they take long
 logger = logging.getLogger(__name__)
 
 
@@ -50,6 +51,7 @@ class Progress:
     best_mean_dice: float = -1.0
     best_step: int = 0
     validations: int = 0
+    validation_seconds: float = 0.0
     loss: float = math.nan
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -111,7 +113,7 @@ class Trainer:
         return self.progress.seconds + time.monotonic() - self._resumed
 
     def run(self) -> Progress:
-        """Train until the budget is spent; returns where it ended. The last validation is part of the budget."""
+        """Train until the budget is spent; returns where it ended. The last validation comes on top."""
         self._resumed = time.monotonic()
         self._resume()
         set_track_meta(False)
@@ -175,6 +177,8 @@ class Trainer:
         """At the end always; else every num_epochs_per_validation, or a tenth of a budget in steps or seconds."""
         if self.share >= 1.0 or self.stop:
             return True
+        if self.settings["max_seconds"] and self.progress.validation_seconds > VALIDATION_SHARE * self._seconds():
+            return False
         if self.settings["num_iterations"] or self.settings["max_seconds"]:
             return self.share * VALIDATIONS >= self.progress.validations + 1
         every = int(self.settings["num_epochs_per_validation"]) * self.steps_per_epoch
@@ -185,8 +189,9 @@ class Trainer:
         dice: dict[str, float] = {}
         mean = math.nan
         if self.validation:
-            network = self.average.module.eval()
+            network, started = self.average.module.eval(), time.monotonic()
             dice, mean = validate_cached(network, self.validation, self.settings, self.device, self.autocast)
+            self.progress.validation_seconds += time.monotonic() - started
         if mean > self.progress.best_mean_dice:
             self.progress.best_mean_dice, self.progress.best_step = mean, self.progress.step
             self._save_weights("model.pt")
