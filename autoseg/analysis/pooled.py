@@ -36,7 +36,10 @@ def autoseg_section(reports: Sequence[CaseReport], labels: Mapping[int, str] | N
         "image_dims": Counter(len(extra.shape) for extra in extras).most_common(1)[0][0],
         "image_files": Counter(len(report.image) for report in reports).most_common(1)[0][0],
         # with nothing labelled anywhere, what is not zero is the best guess at what matters
-        "intensity_foreground": [own or other or _NOTHING for own, other in zip(foreground, nonzero, strict=True)],
+        "intensity_foreground": [
+            (own or other or _NOTHING) | _typical_label(reports, channel)
+            for channel, (own, other) in enumerate(zip(foreground, nonzero, strict=True))
+        ],
         "intensity_nonzero": [pooled or _NOTHING for pooled in nonzero],
         "voxels": {str(value): sum(report.counts.get(value, 0) for report in reports) for value in values},
         "cases_with_label": {
@@ -55,6 +58,24 @@ def autoseg_section(reports: Sequence[CaseReport], labels: Mapping[int, str] | N
 
 
 _NOTHING = dict.fromkeys(("mean", "std", "min", "median", "max", *("percentile_00_5", "percentile_99_5")), 0.0)
+
+
+def _typical_label(reports: Sequence[CaseReport], channel: int) -> dict[str, float]:
+    """Median and deviation of a channel's intensities in a typical label: means over cases, then the labels' median.
+
+    Labels of bone and of soft tissue together are far wider spread than either; this is the spread within one.
+    """
+    found: dict[int, list[tuple[float, float]]] = {}
+    for report in reports:
+        stats = report.monai.get("label_stats", {"labels": [], "label": []})
+        for value, label in zip(stats["labels"], stats["label"], strict=True):
+            if value > 0 and channel < len(label["image_intensity"]):
+                one = label["image_intensity"][channel]
+                found.setdefault(value, []).append((one["median"], one["stdev"]))
+    if not found:
+        return {}
+    median, std = np.median([np.mean(rows, axis=0) for rows in found.values()], axis=0)
+    return {"label_median": float(median), "label_std": float(std)}
 
 
 def _pooled(pools: Sequence[Pool | None]) -> dict[str, float] | None:

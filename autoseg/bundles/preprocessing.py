@@ -67,7 +67,12 @@ def _normalization(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
         for index, sign in enumerate("-+")
     )
     scale = {"subtrahend": 2, "divisor": 3}
-    return [
+    steps: list[dict[str, Any]] = [
         {"_target_": "Lambdad", "keys": "image", "func": f"$lambda x, low={low}, high={high}: x.clip(low, high)"},
         z_scores | {k: f"$[None if b is None else b[{i}] for b in @intensity_bounds]" for k, i in scale.items()},
     ]
+    if settings["intensity_asinh"]:
+        scaled = "torch.tensor([b is not None for b in @intensity_bounds]).view(-1, 1, 1, 1)"
+        compress = f"$lambda x, scaled={scaled}: torch.where(scaled, torch.asinh(x), x)"
+        steps.append({"_target_": "Lambdad", "keys": "image", "func": compress})
+    return steps

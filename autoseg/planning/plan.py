@@ -16,8 +16,9 @@ from autoseg.planning.patch import (
     resample_needed,
     target_spacing,
 )
-from autoseg.planning.statistics import Machine, Statistics
+from autoseg.planning.statistics import Intensity, Machine, Statistics
 
+WIDE = 3.0  # times the deviation of a typical label: from there on a z-score hides soft tissue
 CPU_ITERATIONS = 1000  # about ten minutes of one core for a patch of 40x56x40 at 16 filters and batch 2
 
 
@@ -108,18 +109,32 @@ def _plan_rotation(plan: Plan, spacing: Sequence[float], across: int | None) -> 
 
 
 def _plan_normalization(plan: Plan, stats: Statistics, modes: Sequence[str]) -> None:
-    """CT: clip to the pooled foreground's 0.5-99.5 percentiles, then its z-score; else z-score by case (nnU-Net)."""
+    """CT: clip to the pooled foreground's 0.5-99.5 percentiles, then its z-score; else z-score by case (nnU-Net).
+
+    Where labels of bone and soft tissue stand together, a z-score leaves soft tissue hardly any contrast (on head and
+    neck a brainstem has a deviation of 0.03). CT is then centred and scaled by a typical label, and what lies far from
+    it compressed: asinh is linear near 0 and logarithmic far away, so that nothing is cut off.
+    """
     if "ct" not in modes:
         plan.set("normalize_mode", "zscore", "intensities are relative: z-score of each case and channel")
         plan.set("intensity_bounds", None, "not needed for z-scores")
         return
     known = [*stats.intensity, *stats.intensity[-1:] * len(modes)]  # MONAI's statistics are of the first channel
+    wide = [i.std > WIDE * i.label_std for i, mode in zip(known, modes, strict=False) if mode == "ct"]
     bounds = [
-        [c.percentile_00_5, c.percentile_99_5, c.mean, max(c.std, 1e-6)] if mode == "ct" else None
-        for c, mode in zip(known, modes, strict=False)
+        None if mode != "ct" else [i.percentile_00_5, i.percentile_99_5, *(_centre_and_scale(i, any(wide)))]
+        for i, mode in zip(known, modes, strict=False)
     ]
     plan.set("normalize_mode", "ct", "CT numbers are absolute: clipped and scaled by the pooled foreground")
-    plan.set("intensity_bounds", bounds, "by channel: 0.5 and 99.5 percentile, mean and deviation of foreground")
+    what = "a typical label" if any(wide) else "foreground"
+    plan.set("intensity_bounds", bounds, f"by channel: 0.5 and 99.5 percentile, centre and deviation of {what}")
+    spread = f"labels together are {'over' if any(wide) else 'under'} {WIDE:g} times as widely spread as a typical one"
+    plan.set("intensity_asinh", any(wide), spread)
+
+
+def _centre_and_scale(intensity: Intensity, wide: bool) -> tuple[float, float]:
+    mean, std = (intensity.label_median, intensity.label_std) if wide else (intensity.mean, intensity.std)
+    return mean, max(std, 1e-6)
 
 
 def _plan_length(plan: Plan, stats: Statistics, machine: Machine, traits: FamilyTraits) -> None:
@@ -135,6 +150,10 @@ def _plan_length(plan: Plan, stats: Statistics, machine: Machine, traits: Family
         plan.set("num_epochs", epochs, f"about {CPU_ITERATIONS} steps: a fold trains in minutes on a CPU")
         plan.set("learning_rate", traits.learning_rate_cpu, "AdamW, short schedule")
         plan.set("ema_decay", 0.99, "averages about 100 steps")
+    share = 0.33 if machine.kind == "cuda" else 0.66
+    plan.set(
+        "foreground_share", share, "nnU-Net's third" if machine.kind == "cuda" else "a short schedule must see labels"
+    )
     plan.set("num_epochs_per_validation", max(1, epochs // 10), "ten validations")
     plan.set("num_warmup_epochs", max(1, min(3, epochs // 10)), "at most three (Auto3DSeg), a tenth of the epochs")
 

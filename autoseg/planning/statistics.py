@@ -20,12 +20,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class Intensity:
-    """Pooled foreground intensities of one channel, in the image's own units."""
+    """Pooled foreground intensities of one channel, in the image's own units, and those within a typical label."""
 
     mean: float
     std: float
     percentile_00_5: float
     percentile_99_5: float
+    label_median: float
+    label_std: float
 
 
 @dataclass(frozen=True)
@@ -127,4 +129,6 @@ def _intensity(channel: Mapping[str, Any], std: str) -> Intensity:
         std=_number(channel[std]),
         percentile_00_5=_number(channel["percentile_00_5"]),
         percentile_99_5=_number(channel["percentile_99_5"]),
+        label_median=_number(channel.get("label_median", channel["mean"])),
+        label_std=_number(channel.get("label_std", channel[std])),
     )
