@@ -66,8 +66,6 @@ class AutoRunner:
     ):
         if hpo:
             raise _refused("hpo", f"{NO_HPO} (hpo_backend '{hpo_backend}')")
-        if not allow_skip:
-            logger.warning("allow_skip=False: a family that does not suit the data is left out all the same")
         if mlflow_tracking_uri or mlflow_experiment_name:
             logger.warning("mlflow_*: nothing is sent to MLflow; metrics.jsonl and TensorBoard events hold the same")
         self._input = input
@@ -79,6 +77,7 @@ class AutoRunner:
             "train": train,
             "ensemble": None if ensemble else False,
             "not_use_cache": not_use_cache or None,
+            "allow_skip": None if allow_skip else False,
             "templates_path_or_url": templates_path_or_url,
         }
         self._flags |= _algos(algos)
@@ -164,13 +163,11 @@ class AutoRunner:
         if unknown:
             hint = "set what a network is run with by set_training_params"
             raise InputError(Fault("", key, f"unknown{nearest(key, PREDICTION)}; {hint}") for key in unknown)
-        if params.get("sigmoid"):
-            raise _refused("sigmoid", "overlapping regions are not part of this version: one label a voxel")
         files = params.get("files_slices")
         if not isinstance(files, slice | None):
             raise _refused("files_slices", f"{files!r} is not a slice")
         self._files = files
-        return self._set(ensemble_mode=params.get("mode"))
+        return self._set(ensemble_mode=params.get("mode"), sigmoid=params.get("sigmoid"))
 
     def set_analyze_params(self, params: Mapping[str, Any] | None = None) -> AutoRunner:
         """Nothing to set: the analysis uses every core, one read a case."""

@@ -161,7 +161,6 @@ def test_devices_are_visible_during_the_run_only(
         (lambda r: r.set_prediction_params({"mod": "vote"}), "mod"),
         (lambda r: r.set_prediction_params({"mode": "best"}), "ensemble_mode"),
         (lambda r: r.set_prediction_params({"files_slices": 2}), "files_slices"),
-        (lambda r: r.set_prediction_params({"sigmoid": True}), "sigmoid"),
         (lambda r: r.set_nni_search_space({"learning_rate": [1e-3]}), "learning_rate"),
     ],
 )

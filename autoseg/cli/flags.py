@@ -22,6 +22,7 @@ def configuration(
     num_fold: int | None = None,
     train_on_all: bool | None = None,
     class_names: Any = None,
+    sigmoid: bool | None = None,
     patient_pattern: str | None = None,
     mirror_pairs: Any = None,
     normalization: str | None = None,
@@ -45,10 +46,11 @@ def configuration(
     datalist: Auto3DSeg's JSON: training (image, label, fold), validation, testing
     dataroot: folder that the datalist's paths are relative to (default: the datalist's folder)
     modality: CT, MRI, PET, ...
-    algos: network families, separated by commas (default: segresnet)
+    algos: network families, separated by commas (default: those that suit the data)
     num_fold: number of folds to train (default: as many as the datalist names, else 5)
     train_on_all: one network, trained on every case, with no cross-validation
     class_names: names of the labels 1, 2, ..., separated by commas; or regions, as [{name: whole, index: [1, 2]}, ...]
+    sigmoid: every label is decided by itself instead of the likeliest of all
     patient_pattern: regular expression whose first group, in the file name, is the patient; folds keep patients whole
     mirror_pairs: label values that are left and right of one another, such as [[1, 2]]
     normalization: how intensities are scaled, where the modality does not say it

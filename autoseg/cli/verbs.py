@@ -83,16 +83,15 @@ def evaluate(
     predictions: folder of predicted label files
     references: folder of reference label files of the same cases
     output: JSON file to write; its CSV neighbour gets the table by case
-    labels: value and name of the labels, such as {1: liver, 2: tumour} (default: the values found)
+    labels: names of the labels, {1: liver, 2: tumour}, or regions, {tumour: [1, 2]} (default: the values found)
     tolerance_mm: tolerance of the surface Dice in mm
     """
     from autoseg import pipeline
     from autoseg.report import tables
 
+    names, regions = _scored(labels)
     with _screen() as screen:
-        evaluation = pipeline.evaluate(
-            predictions, references, output, screen, labels=_label_names(labels), tolerance_mm=tolerance_mm
-        )
+        evaluation = pipeline.evaluate(predictions, references, output, screen, names, tolerance_mm, regions)
     _screen().print(tables.evaluation_table(evaluation))
     if output is not None:
         print(f"evaluation: {output}")
@@ -241,16 +240,18 @@ def _show_result(result: RunResult, dry_run: bool = False) -> int:
     return result.exit_code
 
 
-def _label_names(labels: Any) -> dict[int, str] | None:
-    """`{1: liver}`, `[1, 2]` or `1` as value -> name; raises InputError where a value is no whole number."""
+def _scored(labels: Any) -> tuple[dict[int, str] | None, list[list[int]]]:
+    """(names, regions) of `{1: liver}`, `[1, 2]`, `1` or `{tumour: [1, 2]}`; InputError where that is none of them."""
     if labels is None:
-        return None
+        return None, []
     named = labels if isinstance(labels, dict) else {v: v for v in (labels if isinstance(labels, list) else [labels])}
-    if not all(isinstance(value, int) for value in named):
-        raise InputError(
-            [Fault("", "--labels", f"{labels!r}: values are whole numbers, as in {{1: liver, 2: tumour}}")]
-        )
-    return {value: str(name) for value, name in named.items()}
+    if all(isinstance(value, int) for value in named):
+        return {value: str(name) for value, name in named.items()}, []
+    regions = [values for values in named.values() if isinstance(values, list)]
+    if len(regions) < len(named) or not all(isinstance(v, int) for values in regions for v in values):
+        message = f"{labels!r}: values are whole numbers, as in {{1: liver, 2: tumour}} or {{tumour: [1, 2]}}"
+        raise InputError([Fault("", "--labels", message)])
+    return dict(enumerate(map(str, named), 1)), regions
 
 
 VERBS: dict[str, Callable[..., int]] = {

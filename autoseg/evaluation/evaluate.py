@@ -46,10 +46,11 @@ def evaluate_folder(
     tolerance_mm: float = 1.0,
     workers: int = 1,
     notify: Notify | None = None,
+    regions: Sequence[Sequence[int]] = (),
 ) -> Evaluation:
     """`evaluate_pairs` of the files that `match_folders` pairs."""
     pairs = match_folders(predictions, references)
-    return evaluate_pairs(pairs, labels=labels, tolerance_mm=tolerance_mm, workers=workers, notify=notify)
+    return evaluate_pairs(pairs, labels, tolerance_mm, workers, notify, regions)
 
 
 def evaluate_pairs(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -223,8 +224,12 @@ def evaluate(
     notify: Notify | None = None,
     labels: dict[int, str] | None = None,
     tolerance_mm: float = 1.0,
+    regions: Sequence[Sequence[int]] = (),
 ) -> Evaluation:
-    """Score a folder of predictions against a folder of references; writes `output` (JSON) and its CSV neighbour."""
+    """Score a folder of predictions against a folder of references; writes `output` (JSON) and its CSV neighbour.
+
+    `labels` and `regions` as in `evaluation.evaluate_pairs`.
+    """
     from autoseg.evaluation import evaluate_folder, write_evaluation
 
     evaluation = evaluate_folder(
@@ -234,6 +239,7 @@ def evaluate(
         tolerance_mm=tolerance_mm,
         workers=detect_devices().cores,
         notify=notify or silent,
+        regions=regions,
     )
     if output is not None:
         path = Path(output)
@@ -252,5 +258,7 @@ def status(work_dir: str | Path) -> dict[str, Any]:
     board = read_json(workspace.leaderboard_json)["entries"] if workspace.leaderboard_json.exists() else []
     members = read_json(workspace.ensemble_json)["members"] if workspace.ensemble_json.exists() else []
     labels = read_json(workspace.datalist_json)["labels"] if workspace.datalist_json.exists() else {}
+    regions = [name for name, values in labels.items() if isinstance(values, list)]
+    labels = dict(enumerate(regions, 1)) or labels
     found = {"jobs": jobs, "leaderboard": board, "members": members, "labels": labels}
     return {"work_dir": str(workspace.root), **found}
