@@ -184,8 +184,7 @@ def write_bundles(session: Session, datalist: Datalist, plans: Mapping[str, Plan
         _replace_tree(folder, home)
         for fold in range(datalist.num_fold):
             if is_foreign(home):
-                target, _ = write_foreign(name, fold, workspace, datalist, plans[name])
-                bundles.append(target)
+                bundles.append(write_foreign(name, fold, workspace, datalist, plans[name]))
                 continue
             algo = load_algo(name, home)
             algo.set_data_stats(str(workspace.datastats_yaml))
