@@ -41,8 +41,8 @@ def plan_foreign(
     return plan
 
 
-def write_foreign(name: str, fold: int, workspace: Workspace, datalist: Datalist, plan: Plan) -> tuple[Path, bool]:
-    """(the bundle of a fold, whether it was written anew) from the template's copy in the work_dir.
+def write_foreign(name: str, fold: int, workspace: Workspace, datalist: Datalist, plan: Plan) -> Path:
+    """The bundle of a fold, from the template's copy in the work_dir.
 
     Its files hold absolute paths, so it is written where it stays; one that was made of the same is left alone.
     """
@@ -50,7 +50,7 @@ def write_foreign(name: str, fold: int, workspace: Workspace, datalist: Datalist
     stamp = _stamp(template, workspace, plan, target)
     described = target / FOREIGN
     if described.is_file() and read_json(described).get("stamp") == stamp:
-        return target, False
+        return target
     shutil.rmtree(target, ignore_errors=True)
     algo = _told(name, template, workspace, datalist)
     _own_code(template, "export_to_disk", lambda: algo.export_to_disk(str(workspace.root), target.name, fold=fold))
@@ -70,7 +70,7 @@ def write_foreign(name: str, fold: int, workspace: Workspace, datalist: Datalist
     }
     found = {"stamp": stamp, "overrides": plan.settings, "settings": {**skeleton_settings(), **settings}}
     write_json(described, found)  # last: where it stands, the bundle is whole
-    return target, True
+    return target
 
 
 def _told(name: str, folder: Path, workspace: Workspace, datalist: Datalist) -> Any:

@@ -208,7 +208,7 @@ def write_bundles(session: Session, datalist: Datalist, plans: Mapping[str, Plan
         _replace_tree(folders[name], home)
         for fold in range(datalist.num_fold):
             if is_foreign(home):
-                bundles.append(write_foreign(name, fold, workspace, datalist, plan)[0])
+                bundles.append(write_foreign(name, fold, workspace, datalist, plan))
             else:
                 bundles.append(_write_bundle(session, name, fold, plan))
     shutil.rmtree(workspace.cache / "drafts", ignore_errors=True)
