@@ -97,7 +97,9 @@ def _postprocessing(settings: Mapping[str, Any]) -> dict[str, Any]:
         steps.append({"_target_": "AsDiscreted", "keys": "pred", "argmax": True})
         own = {"orig_labels": f"$list(range(len({values})))", "target_labels": f"${values}"}
         steps.append({"_target_": "MapLabelValued", "keys": "pred", **own})
-    steps.append({"_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "output_postfix": "seg"})
+    highest = 1 if regions and nested is None else max(nested.values if nested else settings["label_values"])
+    save = {"_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "output_postfix": "seg"}
+    steps.append({**save, "output_dtype": f"$np.uint{8 if highest < 256 else 16}"})
     return {"_target_": "Compose", "transforms": steps}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -10,8 +10,11 @@ MODALITIES = {"MRI": "MR"}  # the specification's word where it is not ours
 IGNITE = "pytorch-ignite"
 
 
-def bundle_metadata(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The versions that trained it, and what goes into the network and comes out (patches; logits, channel first)."""
+def bundle_metadata(settings: Mapping[str, Any], packages: Sequence[str] = ()) -> dict[str, Any]:
+    """The versions that trained it, and what goes into the network and comes out (patches; logits, channel first).
+
+    `packages`: what its network needs beside MONAI.
+    """
     return {
         "version": "0.1.0",
         "changelog": {"0.1.0": "trained by autoseg"},
@@ -19,7 +22,7 @@ def bundle_metadata(settings: Mapping[str, Any]) -> dict[str, Any]:
         "pytorch_version": _version("torch"),
         "numpy_version": _version("numpy"),
         # what inference.yaml needs: MONAI's evaluators stand on ignite (train.yaml and the scripts need autoseg)
-        "required_packages_version": {"nibabel": _version("nibabel"), IGNITE: _ignite()},
+        "required_packages_version": {name: _version(name) for name in ("nibabel", *packages)} | {IGNITE: _ignite()},
         "name": f"{settings['name']}_{settings['fold']}",
         "task": f"{settings['modality']} segmentation",
         "description": f"{settings['name']}, fold {settings['fold']}, configured and trained by autoseg",

@@ -27,7 +27,8 @@ def write_bundle(root: Path, settings: Mapping[str, Any]) -> None:
     """Complete the family's files at `root` (configs/network.yaml, docs/) to a MONAI bundle."""
     configs = root / "configs"
     network = read_yaml(configs / "network.yaml")
-    safe = {**settings, "class_names": {k: escape(str(v)) for k, v in settings["class_names"].items()}}
+    names = {k: escape(str(v)) for k, v in settings["class_names"].items()}
+    safe = {**settings, "class_names": names, "modality": escape(settings["modality"])}
     write_yaml(configs / "hyper_parameters.yaml", safe, versioned=False, header=HEADER)
     for name in ("train", "validate", "infer"):
         shutil.copyfile(SKELETON / "scripts" / f"{name}.py", root / "scripts" / f"{name}.py")
@@ -39,7 +40,7 @@ def write_bundle(root: Path, settings: Mapping[str, Any]) -> None:
     write_yaml(configs / "transforms_validate.yaml", both, versioned=False)
     write_yaml(configs / "train.yaml", train_config(safe, network), versioned=False)
     write_yaml(configs / "inference.yaml", inference_config(safe, network), versioned=False)
-    write_json(configs / "metadata.json", bundle_metadata(safe))
+    write_json(configs / "metadata.json", bundle_metadata(safe, network.get("required_packages", [])))
     use = (SKELETON / "docs" / "use.md").read_text("utf-8")
     readme = root / "docs" / "README.md"
     own = readme.read_text("utf-8") if readme.exists() else f"# {settings['name']}\n"

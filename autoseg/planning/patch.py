@@ -110,7 +110,7 @@ def plan_patch(
 def _rounded_to_strides(
     size: list[float], median: Triple, spacing: list[float], strides: list[int], budget: int
 ) -> tuple[int, int, int]:
-    """Multiples of the strides near `size`."""
+    """Multiples of the strides near `size`; never one voxel at the deepest level, which cannot be normalised."""
     shape = [max(stride, math.floor(s / stride + 1e-6) * stride) for s, stride in zip(size, strides, strict=True)]
     open_axes = {axis for axis in range(3) if shape[axis] < size[axis]}
     while open_axes:
@@ -119,6 +119,8 @@ def _rounded_to_strides(
         if math.prod(grown) <= GROWTH * budget and grown[axis] <= max(GROWTH * median[axis], strides[axis]):
             shape = grown
         open_axes.discard(axis)
+    if shape == strides and max(strides) > 1:
+        shape[max(range(3), key=lambda a: size[a] * spacing[a])] *= 2
     return shape[0], shape[1], shape[2]
 
 
