@@ -80,13 +80,13 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
             jitter = [(random.random() - 0.5) * s * 0.5 for s in self.size]
             centre = [float(p) + j for p, j in zip(places[random.integers(len(places))], jitter, strict=True)]
         else:
-            centre = [random.random() * n for n in shape]
+            centre = [random.random() * n - 0.5 for n in shape]
         start = []
         for middle, size, n in zip(centre, self.size, shape, strict=True):
             if n <= size:  # the whole axis fits: centred, moved by what room there is
                 start.append(-((size - n) // 2))
             else:
-                start.append(int(min(max(round(middle - size / 2), 0), n - size)))
+                start.append(int(min(max(round(middle - (size - 1) / 2), 0), n - size)))
         return start
 
 
