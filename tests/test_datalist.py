@@ -198,21 +198,11 @@ def test_labels_declared_badly(tmp_path: Path, declared: Any, field: str, said: 
 @pytest.mark.parametrize(
     ("declared", "labels", "regions"),
     [
-        (
-            {"whole": [1, 2, 3], "core": [3]},
-            {1: "class_1", 2: "class_2", 3: "core"},
-            {"whole": (1, 2, 3), "core": (3,)},
-        ),
-        (  # nnU-Net's manner: a single value beside lists is a region as well
-            {"background": 0, "whole": [1, 3], "core": 3},
-            {1: "class_1", 3: "core"},
-            {"whole": (1, 3), "core": (3,)},
-        ),
-        (  # ours: values with names, then the regions of them
-            {"0": "background", "1": "oedema", "3": "core", "whole": [1, 3, 3]},
-            {1: "oedema", 3: "core"},
-            {"whole": (1, 3)},
-        ),
+        ({"whole": [1, 3], "core": [3]}, {1: "class_1", 3: "core"}, {"whole": (1, 3), "core": (3,)}),
+        # nnU-Net's manner: a single value beside lists is a region as well
+        ({"background": 0, "whole": [1, 3], "core": 3}, {1: "class_1", 3: "core"}, {"whole": (1, 3), "core": (3,)}),
+        # ours: values with names, then the regions of them
+        ({"0": "background", "1": "a", "3": "core", "whole": [1, 3, 3]}, {1: "a", 3: "core"}, {"whole": (1, 3)}),
     ],
 )
 def test_regions_of_the_datalist(tmp_path: Path, declared: Any, labels: Any, regions: Any) -> None:

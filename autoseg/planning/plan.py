@@ -175,10 +175,10 @@ def plan_mirroring(
     if unknown:
         message = f"names {unknown}, which are no labels; those are {plan.settings['label_values'][1:]}"
         raise InputError([Fault("", "mirror_pairs", message)])
-    alone = [name for v, name in labels.items() if v not in paired and names_side(name)]
-    alone = (
-        [] if pairs is not None else alone + [name for name in _one_sided(regions or {}, found) if name not in alone]
-    )
+    alone: list[str] = []
+    if pairs is None:
+        alone = [name for value, name in labels.items() if value not in paired and names_side(name)]
+        alone += [name for name in _one_sided(regions or {}, found) if name not in alone]
     if alone:
         plan.set("mirror_axes", axes[1:], f"{reason}; not along left-right: {', '.join(alone)} has no counterpart")
     else:
