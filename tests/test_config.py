@@ -42,7 +42,7 @@ def test_defaults(datalist: Path) -> None:
     assert config == RunConfig(
         str(Path.cwd() / "work_dir"), str(datalist), str(datalist.parent), "MRI", settings={}, family_settings={}
     )
-    assert (config.algos, config.num_fold, config.ensemble_method) == (("segresnet",), None, "AlgoEnsembleBestByFold")
+    assert (config.algos, config.num_fold, config.ensemble_method) == (None, None, "AlgoEnsembleBestByFold")
 
 
 def test_monai_keys_are_accepted(datalist: Path) -> None:
@@ -181,7 +181,7 @@ def test_all_faults_at_once(datalist: Path) -> None:
         **{"datalist": "datalis.json", "dataroot": "nowhere", "modality": "XR", "num_folds": 3, "num_fold": -1},
         **{"algos": ["seg_resnet"], "ensemble_method": "AlgoEnsembleBestByFlod", "ensemble_mode": "median"},
         **{"n_best": 0, "seed": -1, "minutes": 0, "max_parallel": 1.5, "tolerance_mm": "far", "check": "maybe"},
-        **{"patient_pattern": "(", "mirror_pairs": [[3, 3]], "hpo": True, "sigmoid": True, "templates_path_or_url": 5},
+        **{"patient_pattern": "(", "mirror_pairs": [[3, 3]], "hpo": True, "sigmoid": 1, "templates_path_or_url": 5},
         **{"class_names": ["a", "a"], "settings": [1], "normalization": "z", "not_use_cache": 1, "learning_rate": 0.1},
     }
     source.write_text(yaml.safe_dump(bad))
@@ -214,10 +214,34 @@ def test_datalist_is_missing_or_a_folder(datalist: Path) -> None:
     assert "is a folder" in faults(None, datalist=str(datalist.parent))["datalist"]
 
 
-def test_regions_are_refused_in_one_sentence(datalist: Path) -> None:
-    found = faults({"datalist": str(datalist), "class_names": [{"name": "WT", "index": [1, 2]}]})
-    assert list(found) == ["class_names"]
-    assert "come later" in found["class_names"]
+REGIONS = [{"name": "whole tumour", "index": [1, 2, 3]}, {"name": "Kern é", "index": 3}]
+
+
+def test_regions_are_read_and_written(datalist: Path) -> None:
+    source = {"datalist": str(datalist), "modality": "MRI", "class_names": REGIONS, "sigmoid": True}
+    config = load_config(source, work_dir="runs/r")
+    assert config.class_names == (REGIONS[0], {"name": "Kern é", "index": [3]})
+    assert config.sigmoid is True
+    path = written(config)
+    assert yaml.safe_load(path.read_text())["class_names"] == list(config.class_names)
+    assert load_config(path, work_dir=config.work_dir) == config
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [{"name": "WT"}],
+        [{"index": [1]}],
+        [{"name": "WT", "index": "1,2"}],
+        [{"name": "WT", "index": {"a": 1}}],
+        [{"name": "WT", "index": None}],
+        [{"name": "WT", "index": [1], "indices": [2]}],
+        [{"name": "WT", "index": [1]}, "TC"],
+        {"name": "WT", "index": [1]},
+    ],
+)
+def test_what_is_no_region_is_refused(datalist: Path, given: Any) -> None:
+    assert list(faults({"datalist": str(datalist), "class_names": given})) == ["class_names"]
 
 
 @pytest.mark.parametrize(
@@ -333,7 +357,7 @@ def test_input_yaml_has_monai_keys(datalist: Path) -> None:
     plain = config_to_input(load_config({"datalist": str(datalist), "modality": "CT"}, train=False, work_dir="W"))
     assert plain == {
         **{"modality": "CT", "datalist": str(datalist), "dataroot": str(datalist.parent)},
-        **{"algos": ["segresnet"], "multigpu": True},
+        "multigpu": True,
     }
 
 

@@ -178,13 +178,68 @@ def test_labels(tmp_path: Path, declared: Any, names: Any, expected: dict[int, s
         ({"1": "a", "2": "a"}, "labels.2", "twice"),
         ({"a": 1, "b": 1}, "labels.b", "twice"),
         ({"a": True}, "labels.a", "not a label value"),
-        ({"whole tumour": [1, 2], "core": 2}, "labels.whole tumour", "regions come later"),
+        ({"1": "a", "whole": [1, 2]}, "labels.whole", "names [2], which are no labels; declared are [1]"),
+        ({"whole": [], "core": [2]}, "labels.whole", "holds nothing"),
+        ({"whole": [0, 1]}, "labels.whole", "holds 0: label values above 0"),
+        ({"whole": [1, "2", 1.5, None, True, [3]]}, "labels.whole", "'2', 1.5, None, True, [3]"),
+        ({"whole": [1, 2], "all": [2, 1]}, "labels.all", "the same as 'whole'"),
+        ({"whole": [1, 2], "all": [1, [2]]}, "labels.all", "holds [2]"),
+        ({"2": [1, 2]}, "labels.2", "no name of its own"),
+        ({" ": [1, 2]}, "labels. ", "no name of its own"),
+        ({f"r{i}": [1, i] for i in range(2, 35)}, "labels", "33 regions; 32 are the most"),
     ],
 )
 def test_labels_declared_badly(tmp_path: Path, declared: Any, field: str, said: str) -> None:
     found = faults(write(tmp_path, {"training": entries(2, 2), "labels": declared}))
     assert list(found) == [field]
     assert said in found[field]
+
+
+@pytest.mark.parametrize(
+    ("declared", "labels", "regions"),
+    [
+        ({"whole": [1, 3], "core": [3]}, {1: "class_1", 3: "core"}, {"whole": (1, 3), "core": (3,)}),
+        # nnU-Net's manner: a single value beside lists is a region as well
+        ({"background": 0, "whole": [1, 3], "core": 3}, {1: "class_1", 3: "core"}, {"whole": (1, 3), "core": (3,)}),
+        # ours: values with names, then the regions of them
+        ({"0": "background", "1": "a", "3": "core", "whole": [1, 3, 3]}, {1: "a", 3: "core"}, {"whole": (1, 3)}),
+    ],
+)
+def test_regions_of_the_datalist(tmp_path: Path, declared: Any, labels: Any, regions: Any) -> None:
+    datalist = load_datalist(write(tmp_path, {"training": entries(2, 2), "labels": declared}))
+    assert (datalist.labels, datalist.regions) == (labels, regions)
+    assert datalist.scored == dict(enumerate(regions, 1))
+    (tmp_path / "datalist.json").write_text(json.dumps(plain_datalist(datalist)), "utf-8")
+    assert load_datalist(datalist.path) == datalist
+
+
+WHOLE = {"name": "whole", "index": [1, 3]}
+
+
+def test_regions_by_class_names(tmp_path: Path) -> None:
+    labelled = write(tmp_path, {"training": entries(2, 2), "labels": {"0": "background", "1": "a", "3": "b"}})
+    found = load_datalist(labelled, class_names=[WHOLE, {"name": "core", "index": [3]}])
+    assert (found.labels, found.regions) == ({1: "a", 3: "b"}, {"whole": (1, 3), "core": (3,)})
+    (tmp_path / "datalist.json").write_text(json.dumps(plain_datalist(found)), "utf-8")
+    assert load_datalist(labelled) == found
+    other = [{"name": "other", "index": [1]}]
+    assert load_datalist(labelled, class_names=other).regions == {"other": (1,)}, "instead of those declared"
+
+
+def test_sigmoid_makes_a_region_of_every_label(tmp_path: Path) -> None:
+    path = write(tmp_path, {"training": entries(2, 2), "labels": {"0": "background", "1": "a", "3": "b"}})
+    assert load_datalist(path).regions == load_datalist(path, sigmoid=False).regions == {}
+    assert load_datalist(path, sigmoid=True).regions == {"a": (1,), "b": (3,)}
+    assert load_datalist(path, class_names=[WHOLE], sigmoid=True).regions == {"whole": (1, 3)}
+
+
+def test_faulty_regions_by_class_names_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, {"training": entries(2, 2), "labels": {"0": "background", "1": "a", "3": "b"}})
+    given = [WHOLE, {"name": "same", "index": [3, 1]}, {"name": "whole", "index": [3]}, {"name": "none", "index": []}]
+    given += [{"name": "nowhere", "index": [2, 3, 4]}, {"name": "zero", "index": [0]}]
+    found = faults(path, class_names=given, sigmoid=False)
+    assert list(found) == [f"class_names[{i}]" for i in range(1, 6)] + ["sigmoid"]
+    assert "[2, 4], which are no labels; declared are [1, 3]" in found["class_names[4]"]
 
 
 def test_class_names_must_match(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_the_signatures_are_those_of_monai() -> None:
 def test_one_call(runner: AutoRunner, ran: list[RunConfig], tmp_path: Path, source: dict[str, Any]) -> None:
     result = runner.run()
     assert result.work_dir == tmp_path / "w"
-    assert (ran[0].modality, ran[0].datalist, ran[0].algos) == ("MRI", source["datalist"], ("segresnet",))
+    assert (ran[0].modality, ran[0].datalist, ran[0].algos) == ("MRI", source["datalist"], None)
 
 
 def test_a_file_and_its_keys(source: dict[str, Any], tmp_path: Path) -> None:

@@ -19,18 +19,18 @@ logger = logging.getLogger(__name__)
 def read_labels(declared: Any, class_names: Sequence[Any] | None, complaints: Complaints) -> tuple[Labels, Regions]:
     """(label value -> name, without background; region -> its values).
 
-    `declared` is {"1": "liver"}, or nnU-Net's {"liver": 1}, where a list of values makes a region. `class_names`
-    rename the labels, or are regions {name, index} instead of those declared. Where regions alone are declared, their
-    values are the labels.
+    `declared` is {"1": "liver"}, or nnU-Net's {"liver": 1}, where a list of values makes a region, and then a single
+    value as well. `class_names` rename the labels, or are regions {name, index} instead of those declared. Where
+    regions alone are declared, their values are the labels.
     """
     before = len(complaints.by_kind.get("faulty labels", []))
     if declared is not None and not isinstance(declared, dict):
         example = '{"0": "background", "1": "liver"}'
         complaints.add("faulty labels", "labels", f"is {kind_of(declared)}, not an object such as {example}")
         declared = None
-    named = {key: item for key, item in (declared or {}).items() if not isinstance(item, list)}
-    given = [(f"labels.{key}", key, item) for key, item in (declared or {}).items() if isinstance(item, list)]
-    labels = _named_labels(named, complaints)
+    sets = _declared_sets(declared or {})
+    given = [(f"labels.{key}", key, values) for key, values in sets.items()]
+    labels = _named_labels({key: item for key, item in (declared or {}).items() if key not in sets}, complaints)
     background = labels.pop(0, "background")
     if "back" not in background.lower() and declared:
         logger.warning("the label value 0 is the background here, though the datalist calls it '%s'", background)
@@ -44,15 +44,30 @@ def read_labels(declared: Any, class_names: Sequence[Any] | None, complaints: Co
         labels = _renamed(labels, class_names, bool(declared) and not faulty, complaints)
     regions = _read_regions(given, labels, complaints)
     if regions and not labels:
-        labels = {value: f"class_{value}" for value in {v for values in regions.values() for v in values}}
+        labels = {value: f"class_{value}" for values in regions.values() for value in values}
+        labels |= {values[0]: name for name, values in regions.items() if len(values) == 1}
     return dict(sorted(labels.items())), regions
+
+
+def _declared_sets(declared: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Regions by name; where there are some, {"core": 3} means one of a single value, as it does to nnU-Net."""
+    sets = {key: item for key, item in declared.items() if isinstance(item, list)}
+    if not sets:
+        return {}
+    single = {k: [item] for k, item in declared.items() if isinstance(item, int) and item != 0 and not _is_value(k)}
+    return {key: (sets | single)[key] for key in declared if key in sets or key in single}
+
+
+def _is_value(key: str) -> bool:
+    """Whether the key of a label is its value, not its name."""
+    return bool(re.fullmatch(r"\s*[-+]?\d+(\.\d*)?\s*", key))
 
 
 def _named_labels(declared: Mapping[str, Any], complaints: Complaints) -> Labels:
     """Values and names, background included."""
     labels: Labels = {}
     for key, item in declared.items():
-        number, name = (key, item) if re.fullmatch(r"\s*[-+]?\d+(\.\d*)?\s*", key) else (item, key)
+        number, name = (key, item) if _is_value(key) else (item, key)
         if isinstance(number, bool) or not re.fullmatch(r"\s*\d+\s*", str(number)):
             complaints.add("faulty labels", f"labels.{key}", f"{number!r} is not a label value (0, 1, 2, ...)")
         elif not isinstance(name, str) or not name.strip():
@@ -83,8 +98,8 @@ def _read_regions(given: Sequence[tuple[str, str, Any]], labels: Labels, complai
     for where, name, index in given:
         wrong = [v for v in index if isinstance(v, bool) or not isinstance(v, int) or v < 1]
         unknown = [v for v in index if v not in wrong and labels and v not in labels]
-        same = next((other for other, values in regions.items() if {*values} == {*index}), None)
-        if not name.strip() or name in regions:
+        same = None if wrong else next((other for other, values in regions.items() if {*values} == {*index}), None)
+        if not name.strip() or name in regions or _is_value(name):  # a number would pass for a label's value
             complaints.add("faulty regions", where, f"'{name}' is no name of its own for a region")
         elif not index or wrong:
             shown = ", ".join(map(repr, wrong)) or "nothing"

@@ -94,10 +94,11 @@ def plan_patch(
     budget = min(rule.voxels(machine), int(0.7 * machine.memory / (bytes_per_voxel * rule.smallest_batch)))
     median = median_size(stats, spacing)
     seen = [axis for axis in range(3) if axis != slice_axis]
-    size = [max(1.0, s) if axis in seen else 1.0 for axis, s in enumerate(median)]
-    while math.prod(size) > budget:
-        axis = max(seen, key=lambda a: size[a] * spacing[a])
-        size[axis] *= 0.97
+    least = 2.0 ** (rule.levels - 1) if rule.fixed else 1.0
+    size = [max(least, s) if axis in seen else 1.0 for axis, s in enumerate(median)]
+    while math.prod(size) > budget and any(size[a] > least for a in seen):
+        axis = max((a for a in seen if size[a] > least), key=lambda a: size[a] * spacing[a])
+        size[axis] = max(least, 0.97 * size[axis])
     halvings, levels = _halvings(size, spacing, rule, seen)
     shape = _rounded_to_strides(size, median, spacing, [2**h for h in halvings], budget)
     reason = (
@@ -139,13 +140,12 @@ def _halvings(
     """How often each axis is halved (never one that is not `seen`), and the number of levels.
 
     Coarse axes wait until the finer ones have caught up (a factor of two each time), as SegResNetDS does for a
-    given resolution; no axis falls under SMALLEST_BOTTLENECK voxels.
+    given resolution; a network of slices halves both of its axes alike. No axis falls under SMALLEST_BOTTLENECK voxels.
     """
     if rule.fixed:
         first, second, third = (rule.levels - 1 if a in seen else 0 for a in range(3))
         return (first, second, third), rule.levels
-    coarsest = max(spacing[a] for a in seen)
-    behind = [math.floor(math.log2(coarsest / s) + 1e-6) if a in seen else 0 for a, s in enumerate(spacing)]
+    behind = [math.floor(math.log2(max(spacing) / s) + 1e-6) if len(seen) == 3 else 0 for s in spacing]
     levels = rule.levels
     while levels > 1:
         halvings = [max(0, levels - 1 - max(behind) + b) if a in seen else 0 for a, b in enumerate(behind)]

@@ -36,7 +36,7 @@ def test_train_py_runs_from_anywhere_with_overrides_and_refuses_unknown_ones(mak
     scores = json.loads((root / "scores.json").read_text())
     assert scores["steps"] == 2
     assert {row["case"] for row in scores["cases"]} == {
-        Path(c["image"][0]).name[:-7] for c in fold_cases(str(root), "validation")
+        Path(c["image"]).name.removesuffix(".nii.gz") for c in fold_cases(str(root), "validation")
     }
     assert "mean Dice" in (root / "training.log").read_text()
     # what the weights need stays with them, what only trained them does not

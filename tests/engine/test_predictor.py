@@ -25,7 +25,8 @@ from autoseg.records import Case
 
 MakeBundle = Callable[..., Path]
 CPU = torch.device("cpu")
-SETTINGS: dict[str, Any] = {"roi_size": [16, 16, 16], "overlap": 0.5, "sw_batch_size": 2}
+SETTINGS: dict[str, Any] = {"roi_size": [16, 16, 16], "overlap": 0.5, "sw_batch_size": 2, "spatial_dims": 3}
+SETTINGS |= {"label_values": [0, 1, 2], "regions": None}
 
 
 def network(seed: int) -> torch.nn.Module:
@@ -34,8 +35,7 @@ def network(seed: int) -> torch.nn.Module:
 
 
 def streamed(networks: list[torch.nn.Module], image: torch.Tensor, **changes: Any) -> torch.Tensor:
-    settings = {**SETTINGS, **changes}
-    store = stream_probabilities(networks, image, 3, settings, CPU, contextlib.nullcontext)
+    store = stream_probabilities(networks, image, {**SETTINGS, **changes}, CPU, contextlib.nullcontext)
     return store.read(0, image.shape[1])
 
 

@@ -17,7 +17,8 @@ from autoseg.engine.precision import autocast_for
 from autoseg.engine.streaming import PlaneStore, stream_probabilities, window_starts
 
 CPU = torch.device("cpu")
-SETTINGS = {"roi_size": [12, 10, 8], "overlap": 0.5, "sw_batch_size": 3, "mirror_axes_inference": []}
+SETTINGS: dict[str, Any] = {"roi_size": [12, 10, 8], "overlap": 0.5, "sw_batch_size": 3, "mirror_axes_inference": []}
+SETTINGS |= {"label_values": [0, 1, 2, 3], "regions": None, "spatial_dims": 3, "mirror_pairs": []}
 
 
 def network(seed: int, classes: int = 4, channels: int = 2) -> torch.nn.Module:
@@ -32,10 +33,10 @@ def volume(*shape: int, channels: int = 2) -> torch.Tensor:
     return torch.randn((channels, *shape), generator=torch.Generator().manual_seed(5))
 
 
-def streamed(networks: list[Any], image: torch.Tensor, classes: int = 4, **changes: Any) -> torch.Tensor:
+def streamed(networks: list[Any], image: torch.Tensor, **changes: Any) -> torch.Tensor:
     axis, scratch = changes.pop("axis", 0), changes.pop("scratch", None)
     autocast = functools.partial(autocast_for, changes.pop("precision", "float32"), CPU)
-    store = stream_probabilities(networks, image, classes, {**SETTINGS, **changes}, CPU, autocast, scratch, axis)
+    store = stream_probabilities(networks, image, {**SETTINGS, **changes}, CPU, autocast, scratch, axis)
     with contextlib.closing(store):
         return store.read(0, store.count)
 

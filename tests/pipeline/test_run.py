@@ -27,10 +27,10 @@ TINY = {"init_filters": 8, "blocks_down": [1, 1, 1], "dsdepth": 2, "roi_size": [
 
 
 def configure(work_dir: Path, datalist: Path, **changes: Any) -> RunConfig:
+    """One family: tests/test_families.py runs them all."""
     settings = {**TINY, **changes.pop("settings", {})}
-    return load_config(
-        None, work_dir=str(work_dir), datalist=str(datalist), modality="MRI", num_fold=2, settings=settings, **changes
-    )
+    given = {"modality": "MRI", "num_fold": 2, "algos": ["segresnet"], "settings": settings, **changes}
+    return load_config(None, work_dir=str(work_dir), datalist=str(datalist), **given)
 
 
 @pytest.fixture(scope="module")
@@ -225,14 +225,8 @@ def test_all_jobs_failing_is_no_result(odd_path: Path) -> None:
 
 def test_train_on_all_has_no_score_and_predicts(odd_path: Path) -> None:
     datalist = make_demo_data(odd_path / "data", training=4, testing=1, shape=(24, 24, 20))
-    config = load_config(
-        None,
-        work_dir=str(odd_path / "w"),
-        datalist=str(datalist),
-        modality="MRI",
-        train_on_all=True,
-        settings={**TINY, "num_iterations": 3, "roi_size": [16, 16, 16]},
-    )
+    settings = {"num_iterations": 3, "roi_size": [16, 16, 16]}
+    config = configure(odd_path / "w", datalist, num_fold=None, train_on_all=True, settings=settings)
     result = run(config)
     assert len(result.leaderboard) == 1
     assert math.isnan(result.leaderboard[0].mean_dice)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
-from autoseg.planning import FamilyTraits, Machine, Statistics, plan_family, plan_patch
-from autoseg.planning.patch import resample_needed, target_spacing
-from autoseg.planning.plan import left_right_pairs, mirror_axes
+from autoseg.errors import InputError
+from autoseg.planning import FamilyTraits, Machine, PatchRule, Plan, Statistics, plan_family, plan_patch
+from autoseg.planning.patch import Patch, plan_batch, resample_needed, target_spacing
+from autoseg.planning.plan import left_right_pairs, plan_mirroring
 from autoseg.planning.statistics import Intensity, read_statistics
 
-TRAITS = FamilyTraits(5, 16, 32, 60.0, 2e-3, 5e-4)
+RULE = PatchRule(levels=5)
+TRAITS = FamilyTraits(RULE, 16, 32, 60.0, 2e-3, 5e-4)
 CPU = Machine("cpu", 12 * 2**30, 1)
 GPU = Machine("cuda", 24 * 2**30, 8)
 
@@ -36,7 +39,7 @@ def statistics(**changes: object) -> Statistics:
 
 @pytest.mark.parametrize("machine", [CPU, GPU])
 def test_patch_is_a_multiple_of_the_stride_and_every_setting_has_a_reason(machine: Machine) -> None:
-    plan = plan_family(statistics(), machine, "MRI", TRAITS)
+    plan = plan_family(statistics(), machine, ["zscore"], TRAITS)
     assert plan.patch is not None
     for size, halvings in zip(plan.patch.size, plan.patch.halvings, strict=True):
         assert size % 2**halvings == 0
@@ -46,17 +49,16 @@ def test_patch_is_a_multiple_of_the_stride_and_every_setting_has_a_reason(machin
 
 
 def test_a_cpu_gets_a_small_network_and_a_gpu_a_large_one() -> None:
-    small, large = (plan_family(statistics(), m, "MRI", TRAITS).settings for m in (CPU, GPU))
-    assert small["init_filters"] < large["init_filters"]
+    small, large = (plan_family(statistics(), m, ["zscore"], TRAITS).settings for m in (CPU, GPU))
+    assert TRAITS.filters(CPU) < TRAITS.filters(GPU)
     assert small["roi_size"] < large["roi_size"]
     assert small["num_epochs"] * 50 < 2000 < large["num_epochs"] * 50
 
 
 def test_patch_shrinks_with_memory() -> None:
     spacing = [1.0, 1.0, 1.0]
-    sizes = [
-        plan_patch(statistics(), spacing, Machine("cuda", gib * 2**30, 1), 5, 60.0 * 32, 2)[0].size for gib in (8, 80)
-    ]
+    machines = [Machine("cuda", gib * 2**30, 1) for gib in (8, 80)]
+    sizes = [plan_patch(statistics(), spacing, machine, RULE, 60.0 * 32)[0].size for machine in machines]
     voxels = [a * b * c for a, b, c in sizes]
     assert voxels[0] < voxels[1]
 
@@ -68,7 +70,7 @@ def test_anisotropic_axis_uses_its_tenth_percentile_and_is_halved_less() -> None
     spacing, reason = target_spacing(stats)
     assert spacing == [0.5, 0.5, 3.0]
     assert "10th" in reason
-    plan = plan_family(stats, GPU, "MRI", TRAITS)
+    plan = plan_family(stats, GPU, ["zscore"], TRAITS)
     assert plan.patch is not None
     assert plan.patch.halvings[2] < plan.patch.halvings[0]
 
@@ -84,8 +86,8 @@ def test_resampling_only_where_spacings_differ() -> None:
 
 
 def test_ct_is_clipped_by_the_pooled_foreground_and_mri_is_not() -> None:
-    assert plan_family(statistics(), CPU, "CT", TRAITS).settings["intensity_bounds"] == [[-50.0, 200.0, 60.0, 20.0]]
-    assert plan_family(statistics(), CPU, "MRI", TRAITS).settings["intensity_bounds"] is None
+    assert plan_family(statistics(), CPU, ["ct"], TRAITS).settings["intensity_bounds"] == [[-50.0, 200.0, 60.0, 20.0]]
+    assert plan_family(statistics(), CPU, ["zscore"], TRAITS).settings["intensity_bounds"] is None
 
 
 @pytest.mark.parametrize(
@@ -101,17 +103,59 @@ def test_ct_is_clipped_by_the_pooled_foreground_and_mri_is_not() -> None:
 )
 def test_left_and_right_are_found_by_name(names: dict[int, str], pairs: list[list[int]]) -> None:
     assert left_right_pairs(names) == pairs
-    assert (0 in mirror_axes(names, None, GPU)[0]) == (not pairs)
+
+
+def mirroring(names: dict[int, str], pairs: Any, machine: Machine = GPU, **regions: list[int]) -> Plan:
+    plan = Plan({"label_values": [0, *names]})
+    plan_mirroring(plan, names, pairs, machine, regions)
+    return plan
+
+
+def test_left_and_right_change_places_where_they_are_mirrored() -> None:
+    found = mirroring({1: "left", 2: "right", 3: "brain"}, None)
+    assert found.settings == {"label_values": [0, 1, 2, 3], "mirror_axes": [0, 1, 2], "mirror_pairs": [[1, 2]]}
+    assert found.reasons["mirror_pairs"] == "left and right: left/right"
+
+
+def test_a_short_schedule_mirrors_along_left_right_alone() -> None:
+    assert mirroring({1: "a"}, None, CPU).settings["mirror_axes"] == [0]
+    assert mirroring({1: "left", 2: "right"}, None, CPU).settings["mirror_axes"] == [0]
+
+
+@pytest.mark.parametrize("machine", [CPU, GPU])
+def test_a_side_without_counterpart_forbids_the_axis(machine: Machine) -> None:
+    found = mirroring({1: "left lung", 2: "heart"}, None, machine)
+    assert found.settings["mirror_axes"] == ([1, 2] if machine == GPU else [])
+    assert "left lung has no counterpart" in found.reasons["mirror_axes"]
 
 
 def test_a_key_overrides_the_names() -> None:
-    assert mirror_axes({1: "a", 2: "b"}, [[1, 2]], GPU)[0] == [1, 2]
-    assert mirror_axes({1: "left", 2: "right"}, [], GPU)[0] == [0, 1, 2]
+    assert mirroring({1: "a", 2: "b"}, [[1, 2]]).settings["mirror_pairs"] == [[1, 2]]
+    free = mirroring({1: "left", 2: "right"}, []).settings
+    assert (free["mirror_axes"], free["mirror_pairs"]) == ([0, 1, 2], [])
+    with pytest.raises(InputError, match=r"mirror_pairs.*\[7\], which are no labels; those are \[1, 2\]"):
+        mirroring({1: "a", 2: "b"}, [[1, 7]])
 
 
-def test_a_short_schedule_mirrors_left_and_right_alone() -> None:
-    assert mirror_axes({1: "a"}, None, CPU)[0] == [0]
-    assert mirror_axes({1: "left", 2: "right"}, None, CPU)[0] == []
+def test_regions_that_name_a_side_are_not_mirrored_into_one_another() -> None:
+    unnamed = {1: "class_1", 2: "class_2", 3: "class_3", 4: "class_4"}
+    kidneys: dict[str, list[int]] = {"left kidney": [1, 2], "right kidney": [3, 4], "tumour": [2, 4]}
+    found = mirroring(unnamed, None, **kidneys)
+    assert found.settings["mirror_axes"] == [1, 2]
+    assert "left kidney, right kidney" in found.reasons["mirror_axes"]
+    named = {1: "kidney l", 2: "tumour l", 3: "kidney r", 4: "tumour r"}
+    assert mirroring(named, None, **kidneys).settings["mirror_axes"] == [0, 1, 2]
+    one_sided = {"kidney left": [1, 2], "tumour": [2, 4]}
+    assert mirroring(named, None, **one_sided).settings["mirror_axes"] == [1, 2]
+    assert mirroring(named, [[1, 3], [2, 4]], **one_sided).settings["mirror_axes"] == [0, 1, 2]
+
+
+def test_small_patches_come_many_at_a_time() -> None:
+    rule = PatchRule(levels=3, voxels_cpu=64**3, smallest_batch=2, largest_batch=8)
+    batches = [plan_batch(Patch((n, n, n), 3, (2, 2, 2)), CPU, rule, 1000.0)[0] for n in (64, 40, 16)]
+    assert batches == [2, 8, 8]
+    little = Machine("cpu", int(16**3 * 1000 * 4 / 0.7), 1)
+    assert plan_batch(Patch((16, 16, 16), 3, (2, 2, 2)), little, rule, 1000.0)[0] in (3, 4)
 
 
 def test_monai_plain_statistics_are_enough() -> None:
@@ -123,10 +167,10 @@ def test_monai_plain_statistics_are_enough() -> None:
     summary = {"image_stats": image, "image_foreground_stats": {"intensity": intensity}, "n_cases": 7}
     stats = read_statistics({"stats_summary": {**summary, "label_stats": {"labels": [0, 1, 3]}}})
     assert (stats.n_cases, stats.channels, stats.label_values) == (7, 2, (0, 1, 3))
-    assert plan_family(stats, CPU, "CT", TRAITS).settings["roi_size"]
+    assert plan_family(stats, CPU, ["ct", "ct"], TRAITS).settings["roi_size"]
 
 
 def test_ct_and_pet_together() -> None:
     channels = (Intensity(60.0, 20.0, -50.0, 200.0), Intensity(3.0, 2.0, 0.0, 12.0))
-    settings = plan_family(statistics(channels=2, intensity=channels), CPU, "CT+PET", TRAITS).settings
+    settings = plan_family(statistics(channels=2, intensity=channels), CPU, ["ct", "zscore"], TRAITS).settings
     assert settings["normalize_mode"] == "ct" and settings["intensity_bounds"] == [[-50.0, 200.0, 60.0, 20.0], None]
