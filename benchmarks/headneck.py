@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/headneck.py run --minutes 60     # and then
     .venv/bin/python benchmarks/headneck.py report               # the tables of a run once more
 
-`--minutes` bounds the training stage. The cross-validation is over the 24 training cases, each predicted at its original
+`--minutes` bounds the training stage. The cross-validation is over the 24 training cases, each predicted at its own
 geometry by the networks that did not train on it; the six testing cases are predicted by the ensemble. A case counts as
 exchanged where the predicted right parotid overlaps the left one of the reference more than the right one.
 """
