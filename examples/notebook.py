@@ -47,7 +47,7 @@ for section, name, count in (("training", "tr", 12), ("testing", "test", 2)):
 
 # %%
 source = {"modality": "MRI", "datalist": str(data / "datalist.json"), "dataroot": str(data)}
-runner = AutoRunner(work_dir=str(work_dir), input=source)
+runner = AutoRunner(work_dir=str(work_dir), algos="segresnet", input=source)
 runner.set_training_params({"num_iterations": iterations, "num_warmup_epochs": 1})
 runner.set_num_fold(1)
 result = runner.run()
