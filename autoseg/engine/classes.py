@@ -91,8 +91,8 @@ class Classes:
     def decide(self, combined: torch.Tensor) -> npt.NDArray[Any]:
         """Probabilities [K, ...] as a file holds them: label values [...], or masks [..., R] of regions.
 
-        A voxel of nested regions takes the value of the innermost one that has more than one half; of two that do
-        not hold one another, that of the likelier.
+        A voxel of nested regions takes the value of the innermost one that has more than one half; of two that lie
+        equally deep, that of the likelier.
         """
         if not self.regions:
             return np.take(np.asarray(self.values, self.dtype), argmax(combined).cpu().numpy())

@@ -73,7 +73,8 @@ def read_label_map(path: str | Path, regions: Regions = ()) -> LabelMap:
         if not np.isfinite(affine).all() or not np.linalg.det(affine[:3, :3]):
             raise _UnfitError("affine", "is not usable: an axis has no length, or two run along one direction")
         if masks:
-            return LabelMap(path, bits_of_channels(data), affine)
+            whole = np.stack([_whole_numbers(data[..., r]) for r in range(len(regions))], -1)
+            return LabelMap(path, bits_of_channels(whole), affine)
         labels = _whole_numbers(data)
         return LabelMap(path, bits_of_labels(labels, regions) if regions else labels, affine)
     except _UnfitError as error:
