@@ -33,7 +33,7 @@ def statistics(shape: Triple = (180, 160, 150), spacing: Triple = (1, 1, 1), **c
         spacing_high=spacing,
         shape_median=shape,
         cropped_shape_median=shape,
-        intensity=(Intensity(60.0, 20.0, -50.0, 200.0),),
+        intensity=(Intensity(60.0, 20.0, -50.0, 200.0, 55.0, 15.0),),
         label_values=(0, 1, 2),
         voxels={},
         cases_with_label={},

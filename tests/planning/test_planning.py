@@ -29,7 +29,7 @@ def statistics(**changes: object) -> Statistics:
         spacing_high=(1.0, 1.0, 1.0),
         shape_median=(200.0, 200.0, 150.0),
         cropped_shape_median=(180.0, 160.0, 150.0),
-        intensity=(Intensity(60.0, 20.0, -50.0, 200.0),),
+        intensity=(Intensity(60.0, 20.0, -50.0, 200.0, 55.0, 15.0),),
         label_values=(0, 1, 2),
         voxels={},
         cases_with_label={},
@@ -171,6 +171,14 @@ def test_monai_plain_statistics_are_enough() -> None:
 
 
 def test_ct_and_pet_together() -> None:
-    channels = (Intensity(60.0, 20.0, -50.0, 200.0), Intensity(3.0, 2.0, 0.0, 12.0))
+    channels = (Intensity(60.0, 20.0, -50.0, 200.0, 55.0, 15.0), Intensity(3.0, 2.0, 0.0, 12.0, 3.0, 1.5))
     settings = plan_family(statistics(channels=2, intensity=channels), CPU, ["ct", "zscore"], TRAITS).settings
     assert settings["normalize_mode"] == "ct" and settings["intensity_bounds"] == [[-50.0, 200.0, 60.0, 20.0], None]
+
+
+def test_ct_of_bone_and_soft_tissue_is_scaled_by_a_typical_label() -> None:
+    narrow = plan_family(statistics(), CPU, ["ct"], TRAITS).settings
+    assert not narrow["intensity_asinh"] and narrow["intensity_bounds"] == [[-50.0, 200.0, 60.0, 20.0]]
+    bone = statistics(intensity=(Intensity(243.0, 425.0, -112.0, 1555.0, 7.0, 40.0),))
+    wide = plan_family(bone, CPU, ["ct"], TRAITS).settings
+    assert wide["intensity_asinh"] and wide["intensity_bounds"] == [[-112.0, 1555.0, 7.0, 40.0]]
