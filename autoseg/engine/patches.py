@@ -39,7 +39,8 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
         self.size = [
             int(s) if axis == self.slice_axis else math.ceil(s * margin) for axis, s in enumerate(settings["roi_size"])
         ]
-        self.mirror_axes = [int(axis) for axis in settings["mirror_axes"]]
+        # a plane has no mirror image across itself: its left and right stay
+        self.mirror_axes = [int(axis) for axis in settings["mirror_axes"] if axis != self.slice_axis]
         self.mirror_prob = float(settings["mirror_prob"])
         values = [int(v) for v in settings["label_values"]]
         self.sides = np.arange(len(values), dtype=np.uint8)

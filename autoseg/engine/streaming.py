@@ -209,7 +209,7 @@ class _Answer:
             raise ValueError("no network was given")
         self.networks, self.classes, self.autocast = networks, classes, autocast
         self.slice_axis = slice_axis(settings)
-        self.flips = _flips(settings.get("mirror_axes_inference") or [])
+        self.flips = _flips([a for a in settings.get("mirror_axes_inference") or [] if a != self.slice_axis])
         sides = any(2 in dims for dims in self.flips) and settings.get("mirror_pairs")
         self.mirrored = classes.mirrored(settings["mirror_pairs"]) if sides else None
 

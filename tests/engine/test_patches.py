@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from monai.transforms import Compose
 
@@ -88,3 +90,81 @@ def test_the_cache_is_shared_by_folds_and_notices_a_changed_file(make_bundle: Ma
     label.write_bytes(label.read_bytes())  # same content, newer: made again
     ensure_cached(one, [case])
     assert (found.folder / "case.json").stat().st_mtime_ns != before
+
+
+def case_of(folder: Path, image: np.ndarray, label: np.ndarray) -> CachedCase:
+    """A preprocessed case of image [C, X, Y, Z] and label indices [X, Y, Z]."""
+    folder.mkdir()
+    np.save(folder / "image.npy", image.astype(np.float16))
+    np.save(folder / "label.npy", label.astype(np.uint8))
+    where = np.argwhere(label)
+    np.save(folder / "places.npy", np.concatenate([label[label > 0][:, None], where], 1).astype(np.int32))
+    return CachedCase(folder.name, folder)
+
+
+def sided(folder: Path) -> CachedCase:
+    """Index 1 in the left half, 2 in the right one; the image says how far to the right a voxel lies."""
+    label = np.zeros((32, 20, 18))
+    label[4:14, 6:15, 5:14], label[18:28, 6:15, 5:14] = 1, 2
+    image = np.broadcast_to((np.arange(32) - 15.5)[:, None, None], label.shape)[None]
+    return case_of(folder, image, label)
+
+
+FLAT: dict[str, Any] = {"spatial_dims": 2, "affine_margin": 1.0}
+STILL: dict[str, Any] = {"affine_prob": 0.0, "affine_margin": 1.0, "mirror_axes": [0, 1, 2], "label_values": [0, 4, 7]}
+
+
+@pytest.mark.parametrize("size", [[32, 20, 18], [16, 12, 12], [16, 12, 1], [16, 1, 12], [1, 12, 12]])
+def test_left_and_right_are_called_so_in_the_mirror(make_bundle: MakeBundle, tmp_path: Path, size: list[int]) -> None:
+    flat = FLAT if 1 in size else {}
+    bundle = Bundle.load(make_bundle(roi_size=size, mirror_pairs=[[4, 7]], **{**STILL, **flat}))
+    dataset = PatchDataset([sided(tmp_path / "case")], bundle.settings, Compose([]))
+    mirrored = seen = 0
+    for number in range(40):
+        image, label = (dataset[number][key][0].numpy() for key in ("image", "label"))
+        assert image.shape == tuple(n for n in size if n > 1 or not flat)
+        to_the_right = image
+        if size[0] > 1:
+            slope = np.sign(image[1].flat[0] - image[0].flat[0])
+            to_the_right, mirrored = slope * image, mirrored + (slope < 0)
+        assert (label[to_the_right < 0] != 2).all() and (label[to_the_right > 0] != 1).all()
+        seen += (label > 0).any()
+    assert seen > 10
+    assert 8 < mirrored < 32 or size[0] == 1
+
+
+def test_labels_stay_where_left_and_right_are_not_mirrored(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    bundle = Bundle.load(make_bundle(roi_size=[32, 20, 18], **{**STILL, "mirror_axes": [1, 2]}, mirror_pairs=[[4, 7]]))
+    dataset = PatchDataset([sided(tmp_path / "case")], bundle.settings, Compose([]))
+    for number in range(10):
+        assert (dataset[number]["label"][0, 18:] != 1).all()
+
+
+QUIET = dict.fromkeys(
+    ("noise_prob", "blur_prob", "brightness_prob", "contrast_prob", "gamma_prob", "low_resolution_prob"), 0.0
+)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("flat", [False, True])
+def test_rotation_stays_within_the_planes(make_bundle: MakeBundle, tmp_path: Path, axis: int, flat: bool) -> None:
+    """An image that says in which plane a voxel lies still does after rotation about that axis alone."""
+    grid = np.stack(np.meshgrid(*[np.arange(24.0)] * 3, indexing="ij"))
+    case = case_of(tmp_path / "case", grid[[axis, (axis + 1) % 3]], np.ones((24, 24, 24)))
+    size = [1 if flat and a == axis else 10 for a in range(3)]
+    changes = {**QUIET, "affine_prob": 1.0, "affine_scaling": 0.0, "affine_margin": 1.7, "mirror_axes": []}
+    changes |= {"input_channels": 2, "roi_size": size, "spatial_dims": 2 if flat else 3}
+
+    def patches(about: list[int]) -> list[np.ndarray]:
+        """[C, planes, ...] each."""
+        bundle = Bundle.load(make_bundle(rotation_axes=about, **changes))
+        dataset = PatchDataset([case], bundle.settings, bundle.patch_transforms())
+        found = [dataset[number]["image"].numpy() for number in range(6)]
+        assert {patch.shape for patch in found} == {(2, *(n for n in size if n > 1))}
+        return [patch[:, None] if flat else np.moveaxis(patch, 1 + axis, 1) for patch in found]
+
+    within = patches([0] if flat else [axis])
+    assert max(np.ptp(patch[0], axis=(1, 2)).max() for patch in within) < 1e-2
+    assert all(max(np.ptp(patch[1], axis=a).max() for patch in within) > 0.3 for a in (1, 2)), "nothing is rotated"
+    if not flat:
+        assert max(np.ptp(patch[0], axis=(1, 2)).max() for patch in patches([0, 1, 2])) > 0.3

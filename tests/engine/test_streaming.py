@@ -92,6 +92,26 @@ def test_mirroring_is_the_mean_over_all_flips() -> None:
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+def test_what_is_left_in_the_mirror_is_right() -> None:
+    """Along left-right, labels 1 and 3 change places; along the other axes nothing does."""
+    net, image, swapped = network(4), volume(26, 19, 11), [0, 3, 2, 1]
+    plain, mirrored = whole(net, image), whole(lambda x: net(x.flip(2)).flip(2), image)
+    found = streamed([net], image, mirror_axes_inference=[0], mirror_pairs=[[1, 3]])
+    torch.testing.assert_close(found, (plain + mirrored[swapped]) / 2, atol=1e-5, rtol=0)
+    ahead = whole(lambda x: net(x.flip(3)).flip(3), image)
+    found = streamed([net], image, mirror_axes_inference=[1], mirror_pairs=[[1, 3]])
+    torch.testing.assert_close(found, (plain + ahead) / 2, atol=1e-5, rtol=0)
+
+
+def test_regions_are_activated_by_themselves() -> None:
+    net, image = network(4), volume(26, 19, 11)
+    found = streamed([net], image, label_values=[0, 1, 2, 3, 4], regions=[[1, 2], [2], [3, 4], [4]])
+    settings = {"roi_size": SETTINGS["roi_size"], "sw_batch_size": 2, "overlap": 0.5, "mode": "gaussian"}
+    with torch.inference_mode():
+        expected = sliding_window_inference(image[None], predictor=lambda x: torch.sigmoid(net(x)), **settings)[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_large_volume_goes_through_a_file_that_leaves_no_trace(
     odd_path: Path, monkeypatch: pytest.MonkeyPatch, axis: int
