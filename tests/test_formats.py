@@ -59,8 +59,15 @@ def test_cases_to_predict(tmp_path: Path, write_dicom: WriteDicom) -> None:
     for name in ("q_0000.mha", "q_0001.mha"):
         (source / name).touch()
     np.save(source / "r_0000.npy", VOLUME)
+    with pytest.raises(InputError) as caught:
+        input_cases(source, 2)
+    assert [Path(fault.file).name for fault in caught.value.faults] == ["p1", "p2.x"]
+    assert "1 of 2 files" in str(caught.value)
+    (source / "p2.x").rename(tmp_path / "p2.x")
+    (source / "p1").rename(tmp_path / "p1")
     found = {case.id: [Path(path).name for path in case.image] for case in input_cases(source, 2)}
-    assert found == {"p1": ["p1"], "p2.x": ["p2.x"], "q": ["q_0000.mha", "q_0001.mha"], "r": ["r_0000.npy", "r_0001"]}
+    assert found == {"q": ["q_0000.mha", "q_0001.mha"], "r": ["r_0000.npy", "r_0001"]}
+    (tmp_path / "p1").rename(source / "p1")
     write_dicom(source / "p1", VOLUME, uid="1.2.5")
     (source / "bad.npz").touch()
     with pytest.raises(InputError) as caught:

@@ -101,7 +101,10 @@ def test_pooled_intensities_weigh_cases_alike(write_case: WriteCase) -> None:
         draws.append(rng.choice(image[label > 0], 20_000))
     (stats,) = section(cases)["intensity_foreground"]
     drawn = np.concatenate(draws)
-    assert list(stats) == ["mean", "std", "min", "median", "max", "percentile_00_5", "percentile_99_5"]
+    keys = ["mean", "std", "min", "median", "max", "percentile_00_5", "percentile_99_5", "label_median", "label_std"]
+    assert list(stats) == keys
+    assert stats["label_median"] == pytest.approx(np.mean([0, 500, 1500]), abs=30)
+    assert stats["label_std"] == pytest.approx(90, abs=10)
     assert stats["mean"] == pytest.approx(drawn.mean(), abs=5) and stats["std"] == pytest.approx(drawn.std(), abs=5)
     for key, percent in (("percentile_00_5", 0.5), ("median", 50), ("percentile_99_5", 99.5)):
         assert stats[key] == pytest.approx(np.percentile(drawn, percent), abs=20), key
