@@ -14,7 +14,7 @@ from autoseg.evaluation import nesting
 def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
     """`inference.yaml`: parses alone, needs MONAI and pytorch-ignite only; predicts `dataset_dir` into `output_dir`."""
     config: dict[str, Any] = {
-        "imports": ["$import glob", "$import itertools", "$import os"],
+        "imports": ["$import glob", "$import itertools", "$import os", "$import re"],
         "bundle_root": ".",
         "output_dir": "$@bundle_root + '/predictions'",
         "dataset_dir": "$@bundle_root + '/images'",
@@ -54,9 +54,8 @@ def sliding_window(settings: Mapping[str, Any], overlap: str) -> dict[str, Any]:
     config = {"roi_size": "@roi_size", "sw_batch_size": "@sw_batch_size", "overlap": overlap, "mode": "gaussian"}
     if int(settings["spatial_dims"]) == 3:
         return {"_target_": "SlidingWindowInferer", **config}
-    across = list(settings["roi_size"]).index(1)
-    config["roi_size"] = f"$[n for axis, n in enumerate(@roi_size) if axis != {across}]"
-    return {"_target_": "SliceInferer", "spatial_dim": across, **config}
+    config["roi_size"] = "$[n for axis, n in enumerate(@roi_size) if axis != @slice_axis]"
+    return {"_target_": "SliceInferer", "spatial_dim": "@slice_axis", **config}
 
 
 def _data(settings: Mapping[str, Any]) -> str:
@@ -64,7 +63,7 @@ def _data(settings: Mapping[str, Any]) -> str:
     files = "sorted(glob.glob(os.path.join(@dataset_dir, '*')))"
     if int(settings["image_files"]) == 1:
         return f"$[{{'image': f}} for f in {files}]"
-    case = "lambda f: os.path.basename(f).split('.')[0].rpartition('_')[0]"
+    case = r"lambda f: re.split(r'_\d{4}(?=\.|$)', os.path.basename(f))[0]"
     named = "{'image_%d' % i: f for i, f in enumerate(group)}"
     return f"$[{named} for _, group in itertools.groupby({files}, {case})]"
 
@@ -106,5 +105,5 @@ def _postprocessing(settings: Mapping[str, Any]) -> dict[str, Any]:
 def referenced(settings: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
     """The hyper-parameters that inference needs: those its parts name with @."""
     text = json.dumps(network) + json.dumps(preprocessing(settings, ["image"]))
-    wanted = {"roi_size", "sw_batch_size", "overlap", "label_values"}
+    wanted = {"roi_size", "sw_batch_size", "overlap", "label_values", "slice_axis"}
     return {key: value for key, value in settings.items() if key in wanted or f"@{key}" in text}

@@ -71,10 +71,7 @@ def _prediction(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _patch(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A network of slices sees the axes of the patch that are not flat."""
-    shape = [int(n) for n in settings["roi_size"]]
-    if settings["spatial_dims"] == 2:
-        flat = shape.index(1)
-        shape = shape[:flat] + shape[flat + 1 :]
+    shape = [int(n) for axis, n in enumerate(settings["roi_size"]) if axis != settings["slice_axis"]]
     return {"spatial_shape": shape, "dtype": "float32", "value_range": [], "is_patch_data": True}
 
 

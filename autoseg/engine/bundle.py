@@ -16,6 +16,7 @@ from monai.transforms import Compose
 from autoseg.bundles.preprocessing import image_item
 from autoseg.datalist import load_datalist, unreadable
 from autoseg.errors import Fault, Faults, InputError, nearest
+from autoseg.planning.patch import planar
 from autoseg.records import Case, Datalist
 from autoseg.workspace import read_yaml
 
@@ -39,7 +40,9 @@ class Bundle:
             if key not in settings:
                 faults.add(path, key, f"unknown hyper-parameter{nearest(key, settings)}")
         faults.raise_if_any()
-        return cls(root, {**settings, **(overrides or {})})
+        settings |= overrides or {}
+        settings["roi_size"] = planar(settings["roi_size"], settings["slice_axis"])
+        return cls(root, settings)
 
     @property
     def name(self) -> str:

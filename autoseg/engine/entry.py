@@ -32,6 +32,9 @@ IGNORED = {"rank", "image_save_func", "CUDA_VISIBLE_DEVICES", "multigpu", "mlflo
 IGNORED |= {"cache_rate", "train_cache_rate", "validate_cache_rate", "num_cache_workers", "log_output_file", "debug"}
 IGNORED |= {"mlflow_experiment_name", "num_iterations_per_validation", "auto_scale_allowed", "auto_scale_batch"}
 IGNORED |= {"auto_scale_roi", "auto_scale_filters"}
+# by these the bundle's files are written one way or another
+RENDERED = {"resample", "normalize_mode", "intensity_asinh", "image_files", "image_dims", "spatial_dims", "regions"}
+RENDERED |= {"label_values", "output_classes", "class_names", "modality", "input_channels"}
 logger = logging.getLogger(__name__)
 
 
@@ -144,6 +147,7 @@ def _keep_for_inference(bundle: Bundle) -> None:
     """Write overrides without which the weights cannot be used (width, patch, spacing) into the bundle's files."""
     own = Bundle.load(bundle.root).settings
     needed = referenced(bundle.settings, read_yaml(bundle.root / "configs" / "network.yaml"))
+    needed |= {key: bundle.settings[key] for key in RENDERED}
     if any(own[key] != value for key, value in needed.items()):
         write_bundle(bundle.root, {**own, **needed})
 

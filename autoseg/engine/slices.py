@@ -10,9 +10,8 @@ import torch
 
 def slice_axis(settings: Mapping[str, Any]) -> int | None:
     """The axis (0 to 2) across which a 2D network's planes lie; None for a 3D network."""
-    if int(settings["spatial_dims"]) == 3:
-        return None
-    return [int(n) for n in settings["roi_size"]].index(1)
+    axis = settings.get("slice_axis")
+    return None if axis is None else int(axis)
 
 
 def run_network(network: torch.nn.Module, windows: torch.Tensor, axis: int | None) -> torch.Tensor:

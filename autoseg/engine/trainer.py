@@ -16,7 +16,7 @@ from monai.data import set_track_meta
 
 from autoseg.devices import torch_device
 from autoseg.engine.bundle import Bundle
-from autoseg.engine.cache import ensure_cached
+from autoseg.engine.cache import ensure_cached, source_stamp
 from autoseg.engine.checkpoints import load_checkpoint, random_states, restore_random_states, save_checkpoint
 from autoseg.engine.patches import PatchDataset, patch_loader
 from autoseg.engine.precision import autocast_for, compute_dtype
@@ -80,6 +80,7 @@ class Trainer:
         half = compute_dtype(self.settings["precision"], self.device) is torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         training, validation = bundle.cases()
+        self.data = [[[case.id, source_stamp(case)] for case in part] for part in (training, validation)]
         workers = torch.get_num_threads()
         self.training = ensure_cached(bundle, training, workers)
         self.validation = ensure_cached(bundle, [c for c in validation if c.label], workers)
@@ -249,6 +250,7 @@ class Trainer:
         progress = {**vars(self.progress), "seconds": self._seconds()}
         state = {
             "progress": progress,
+            "data": self.data,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -262,6 +264,10 @@ class Trainer:
         if not path.is_file():
             return
         state = load_checkpoint(path)
+        if state.get("data") != self.data:
+            logger.warning("the data or the folds have changed since: trained anew")
+            self._forget_after(-1)
+            return
         self.progress = Progress(**state["progress"])
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])

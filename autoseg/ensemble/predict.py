@@ -13,6 +13,7 @@ import torch
 from autoseg.devices import torch_device
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.checkpoints import load_checkpoint
+from autoseg.engine.classes import Classes
 from autoseg.engine.foreign import ForeignBundle, open_bundle
 from autoseg.engine.predictor import Predictor
 from autoseg.errors import Fault, InputError, NoResultError
@@ -87,11 +88,13 @@ def usable_bundles(bundle_dirs: Sequence[str | Path], notify: Callable[[Event], 
             bundles.append(bundle)
     if not bundles:
         raise NoResultError("no member of the ensemble has usable weights")
-    values = bundles[0].settings["label_values"]
+    first = Classes.of(bundles[0].settings)
     faults = [
-        Fault(str(b.root), "label_values", f"{b.settings['label_values']} where {bundles[0].root.name} has {values}")
+        Fault(
+            str(b.root), "label_values, regions", f"{Classes.of(b.settings)} where {bundles[0].root.name} has {first}"
+        )
         for b in bundles[1:]
-        if b.settings["label_values"] != values
+        if Classes.of(b.settings) != first
     ]
     if faults:
         raise InputError(faults)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from autoseg.config import RunConfig, config_to_input
 from autoseg.datalist import load_datalist, make_folds, plain_datalist, with_regions
 from autoseg.errors import Fault, Faults, InputError, nearest
 from autoseg.pipeline.session import Session
-from autoseg.planning import Machine, Plan
+from autoseg.planning import Machine, Plan, normalize_modes
 from autoseg.records import Datalist, Event
 from autoseg.workspace import Workspace, read_yaml, write_json, write_yaml
 
@@ -80,17 +80,40 @@ def check_settings(config: RunConfig) -> None:
     for key in config.settings:
         if key not in every and not foreign:
             faults.add("", f"--set {key}", f"no bundle knows this hyper-parameter{nearest(key, every)}")
+        elif any(key in own and not _same_kind(config.settings[key], own[key]) for own in known.values()):
+            default = next(own[key] for own in known.values() if key in own)
+            message = f"{config.settings[key]!r} is not of the kind of its default, {default!r}"
+            faults.add("", f"--set {key}", message)
     for family, settings in config.family_settings.items():
         if family in foreign:
             continue
         if family not in known:
             faults.add("", f"--set {family}.", f"this family is not among the algos{nearest(family, known)}")
             continue
-        for key in settings:
+        for key, value in settings.items():
             if key not in known[family]:
                 hint = nearest(key, known[family])
                 faults.add("", f"--set {family}.{key}", f"no such hyper-parameter of {family}{hint}")
+            elif not _same_kind(value, known[family][key]):
+                message = f"{value!r} is not of the kind of its default, {known[family][key]!r}"
+                faults.add("", f"--set {family}.{key}", message)
     faults.raise_if_any()
+
+
+def _same_kind(value: Any, default: Any) -> bool:
+    """Whether a hyper-parameter's value is a number, list, text, ... as its default is; null stands for any."""
+    if value is None or default is None:
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, (int, float)):
+        return isinstance(value, (int, float))
+    if isinstance(default, (list, tuple)):
+        numbers = all(isinstance(item, (int, float)) for item in default)
+        return isinstance(value, (list, tuple)) and not (
+            numbers and default and any(isinstance(item, (str, Mapping)) for item in value)
+        )
+    return isinstance(value, type(default))
 
 
 def examine_data(
@@ -103,7 +126,27 @@ def examine_data(
     if not datalist.labels:
         datalist = replace(datalist, labels=discovered_labels(reports))
         datalist = with_regions(datalist) if config.sigmoid else datalist
-    return datalist, reports, check_reports(datalist, reports)
+    checked = check_reports(datalist, reports)
+    return (
+        datalist,
+        reports,
+        replace(checked, faults=(*checked.faults, *_unfit_configuration(config, datalist, reports))),
+    )
+
+
+def _unfit_configuration(config: RunConfig, datalist: Datalist, reports: Sequence[Any]) -> list[Fault]:
+    """What the configuration says of channels and labels that the data have not."""
+    faults = Faults()
+    channels = [report.extras.channels for report in reports if report.extras is not None]
+    if channels:
+        try:
+            normalize_modes(config.modality, config.normalization, max(set(channels), key=channels.count))
+        except InputError as error:
+            faults.extend(error.faults)
+    unknown = sorted({value for pair in config.mirror_pairs or () for value in pair} - set(datalist.labels))
+    if unknown:
+        faults.add("", "mirror_pairs", f"names {unknown}, which are no labels; those are {sorted(datalist.labels)}")
+    return faults.items
 
 
 def analyse(session: Session) -> Datalist:

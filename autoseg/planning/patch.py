@@ -7,6 +7,7 @@ documented SegResNet recipe. Spacings in mm, sizes in voxels, axes in RAS order.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autoseg.planning.statistics import Machine, Statistics, Triple
@@ -123,6 +124,14 @@ def _rounded_to_strides(
     if shape == strides and max(strides) > 1:
         shape[max(range(3), key=lambda a: size[a] * spacing[a])] *= 2
     return shape[0], shape[1], shape[2]
+
+
+def planar(roi_size: Sequence[int], slice_axis: int | None) -> list[int]:
+    """A patch as a network of slices takes it: 1 along `slice_axis`, which two sizes leave out; others as they are."""
+    size = [int(n) for n in roi_size]
+    if slice_axis is None:
+        return size
+    return [*size[:slice_axis], 1, *size[slice_axis + (len(size) == 3) :]]
 
 
 def plan_batch(patch: Patch, machine: Machine, rule: PatchRule, bytes_per_voxel: float) -> tuple[int, str]:

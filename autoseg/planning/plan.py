@@ -74,11 +74,13 @@ def plan_family(stats: Statistics, machine: Machine, modes: Sequence[str], trait
     bytes_per_voxel = (
         traits.bytes_per_voxel_and_filter * traits.filters(machine) * (1.0 if machine.kind == "cuda" else 2.0)
     )
-    coarsest = max(range(3), key=lambda axis: spacing[axis])
+    # of axes alike in spacing, planes lie across the one with fewest voxels
+    coarsest = max(range(3), key=lambda axis: (spacing[axis], -stats.cropped_shape_median[axis]))
     across = None if traits.spatial_dims == 3 else 2 if stats.image_dims == 2 else coarsest
     patch, reason = plan_patch(stats, spacing, machine, traits.patch, bytes_per_voxel, across)
     plan.patch = patch
     plan.set("spatial_dims", traits.spatial_dims, "the family's")
+    plan.set("slice_axis", across, "a 3D network" if across is None else "planes across the coarsest axis")
     plan.set("roi_size", list(patch.size), reason)
     plan.set("num_images_per_batch", *plan_batch(patch, machine, traits.patch, bytes_per_voxel))
     plan.set("input_channels", stats.channels, "channels of every case")
@@ -121,7 +123,7 @@ def _plan_normalization(plan: Plan, stats: Statistics, modes: Sequence[str]) -> 
         plan.set("intensity_bounds", None, "not needed for z-scores")
         return
     known = [*stats.intensity, *stats.intensity[-1:] * len(modes)]  # MONAI's statistics are of the first channel
-    wide = [i.std > WIDE * i.label_std for i, mode in zip(known, modes, strict=False) if mode == "ct"]
+    wide = [i.std > WIDE * i.label_std > 0 for i, mode in zip(known, modes, strict=False) if mode == "ct"]
     bounds = [
         None if mode != "ct" else [i.percentile_00_5, i.percentile_99_5, *(_centre_and_scale(i, any(wide)))]
         for i, mode in zip(known, modes, strict=False)
@@ -194,12 +196,17 @@ def plan_mirroring(
     if unknown:
         message = f"names {unknown}, which are no labels; those are {plan.settings['label_values'][1:]}"
         raise InputError([Fault("", "mirror_pairs", message)])
+    axes = [axis for axis in axes if axis != plan.settings.get("slice_axis")]
     alone: list[str] = []
     if pairs is None:
         alone = [name for value, name in labels.items() if value not in paired and names_side(name)]
         alone += [name for name in _one_sided(regions or {}, found) if name not in alone]
     if alone:
-        plan.set("mirror_axes", axes[1:], f"{reason}; not along left-right: {', '.join(alone)} has no counterpart")
+        plan.set(
+            "mirror_axes",
+            [axis for axis in axes if axis],
+            f"{reason}; not along left-right: {', '.join(alone)} has no counterpart",
+        )
     else:
         plan.set("mirror_axes", axes, reason)
     names = ", ".join(f"{labels.get(a, a)}/{labels.get(b, b)}" for a, b in found)
@@ -253,8 +260,10 @@ def _one_sided(regions: Mapping[str, Sequence[int]], pairs: Sequence[Sequence[in
 
 
 def names_side(name: str) -> bool:
-    """Whether a label's name holds a whole word for left or right; letters alone (L, R) do not count."""
-    return any(len(word) > 2 and word in pair for word in _words(name) for pair in SIDES)
+    """Whether a label's name holds a word for left or right; letters (L, rt) count as first or last word of several."""
+    words = _words(name)
+    ends = {words[0], words[-1]} if len(words) > 1 else set()
+    return any(word in pair and (len(word) > 2 or word in ends) for word in words for pair in SIDES)
 
 
 def _words(name: str) -> list[str]:

@@ -58,7 +58,7 @@ def read_statistics(datastats: Mapping[str, Any]) -> Statistics:
     """Statistics from the mapping that `datastats.yaml` holds.
 
     Uses autoseg's own section where there is one; otherwise MONAI DataAnalyzer's `stats_summary`, whose foreground
-    percentiles are means over cases and whose axes are the files' own. Raises KeyError naming what is missing.
+    percentiles are means over cases. Raises KeyError naming what is missing.
     """
     extra = datastats.get("autoseg")
     return _from_autoseg(extra) if extra else _from_monai(datastats["stats_summary"])
