@@ -106,3 +106,80 @@ def make_bundle(demo_data: Path) -> Callable[..., Path]:
         return work / target
 
     return make
+
+
+# Kinds of data that every family has to take: what is said to `make_demo_data`, and the regions over its labels.
+KINDS: dict[str, dict[str, Any]] = {
+    "isotropic": {},
+    "anisotropic": {"shape": (32, 30, 16), "spacing": (0.7, 0.7, 3.5)},
+    "channels": {"channels": 2},
+    "thick channels": {"channels": 2, "shape": (32, 30, 16), "spacing": (0.7, 0.7, 3.5)},
+    "gaps": {"labels": (1, 3)},
+    "nested": {"labels": (1, 2, 3), "regions": {"whole": [1, 2, 3], "nodules": [2, 3], "second": [3]}},
+    "crossing": {"labels": (1, 2, 3), "regions": {"organ": [1, 2], "nodules": [2, 3]}},
+    "tiny": {"shape": (16, 17, 18)},
+    "pictures": {"spacing": (1.0, 1.0, 1.0)},
+}
+# What of these a family knows makes its network small and its training short.
+SMALL = {"init_filters": 8, "blocks_down": [1, 1, 1], "dsdepth": 2, "feature_size": 12, "channel_mul": 0.25}
+SMALL |= {"num_images_per_batch": 2, "num_epochs_per_validation": 2}
+
+
+def _pictures(datalist: Path) -> None:
+    """Of every volume the middle plane, as PNG; the datalist names these instead."""
+    import nibabel as nib
+    import numpy as np
+    from PIL import Image
+
+    plain = read_json(datalist)
+    for entry in (*plain["training"], *plain["testing"]):
+        for key in ("image", "label"):
+            volume = np.asarray(nib.load(datalist.parent / entry[key]).dataobj)  # type: ignore[attr-defined]
+            plane = volume[..., volume.shape[2] // 2].T.astype(float)
+            plane = plane * 255 / plane.max() if key == "image" else plane
+            entry[key] = entry[key].replace(".nii.gz", ".png")
+            Image.fromarray(plane.astype(np.uint8)).save(datalist.parent / entry[key])
+    write_json(datalist, plain)
+
+
+@pytest.fixture(scope="session")
+def data_of_kind(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, dict[str, list[int]]]]:
+    """`data_of_kind(kind)`: a datalist of four training and two testing cases, and the regions to declare."""
+    from autoseg.demo import make_demo_data
+
+    made: dict[str, Path] = {}
+
+    def make(kind: str) -> tuple[Path, dict[str, list[int]]]:
+        facts = {"shape": (32, 30, 24), **KINDS[kind]}
+        regions = facts.pop("regions", {})
+        if kind not in made:
+            made[kind] = make_demo_data(tmp_path_factory.mktemp("data"), training=4, testing=2, **facts)
+            if kind == "pictures":
+                _pictures(made[kind])
+        return made[kind], regions
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bundle_of_family(
+    data_of_kind: Callable[[str], tuple[Path, dict[str, list[int]]]], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """`bundle_of_family(family, kind, **settings)`: a bundle as the family plans it for the data, but small."""
+    from autoseg.bundles import available_templates, template_settings
+    from autoseg.config import load_config
+    from autoseg.pipeline import generate
+
+    def make(family: str, kind: str, **settings: Any) -> Path:
+        datalist, regions = data_of_kind(kind)
+        known = template_settings(available_templates()[family])
+        values = {**SMALL, **settings}
+        given: dict[str, Any] = {"modality": "MRI", "num_fold": 2, "algos": [family]}
+        if regions:
+            given["class_names"] = [{"name": name, "index": index} for name, index in regions.items()]
+        work_dir = tmp_path_factory.mktemp(family) / "work dir"
+        values = {key: value for key, value in values.items() if key in known}
+        config = load_config(None, work_dir=str(work_dir), datalist=str(datalist), settings=values, **given)
+        return generate(config)[0]
+
+    return make
