@@ -12,6 +12,7 @@ from typing import Any
 from monai.apps.auto3dseg import BundleAlgo
 
 from autoseg.bundles import writer
+from autoseg.bundles.contract import algo_class
 from autoseg.bundles.templates import template_settings
 from autoseg.datalist import load_datalist
 from autoseg.devices import detect_devices
@@ -134,11 +135,10 @@ def load_algo(name: str, folder: Path) -> TemplateAlgo:
     try:
         importlib.invalidate_caches()
         module_object = importlib.import_module(f"{name}.scripts.algo")
-        algo: TemplateAlgo = getattr(module_object, f"{name.capitalize()}Algo")(template_path=str(folder.parent))
+        algo: TemplateAlgo = getattr(module_object, algo_class(name))(template_path=str(folder.parent))
     except Exception as error:  # whatever a template's own code raises
-        raise InputError(
-            [Fault(str(folder / "scripts" / "algo.py"), name.capitalize() + "Algo", f"{type(error).__name__}: {error}")]
-        ) from error
+        message = f"{type(error).__name__}: {error}"
+        raise InputError([Fault(str(folder / "scripts" / "algo.py"), algo_class(name), message)]) from error
     finally:
         sys.path.remove(str(folder.parent))
     algo.name = name
