@@ -6,6 +6,7 @@ import importlib
 import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ from monai.apps.auto3dseg import BundleAlgo
 from autoseg.bundles import writer
 from autoseg.bundles.contract import algo_class
 from autoseg.bundles.templates import template_settings
-from autoseg.datalist import load_datalist
+from autoseg.datalist import load_datalist, with_regions
 from autoseg.devices import detect_devices
 from autoseg.errors import Fault, InputError
 from autoseg.evaluation import nesting
 from autoseg.planning import Machine, Plan, Statistics, normalize_modes, read_statistics
 from autoseg.planning.plan import plan_mirroring
 from autoseg.records import Datalist
-from autoseg.workspace import read_yaml
+from autoseg.workspace import read_json, read_yaml
 
 
 class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
@@ -98,6 +99,9 @@ class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
         return source, load_datalist(source["datalist"], source.get("dataroot"), **keys)
 
     def _plan_here(self, datastats: Mapping[str, Any], source: Mapping[str, Any], datalist: Datalist) -> Plan:
+        """A plan for this machine; labels that the datalist does not declare are those that `datastats` found."""
+        if read_json(source["datalist"]).get("labels") is None:
+            datalist = _with_found_labels(datalist, source, read_statistics(datastats).label_values)
         devices = detect_devices()
         machine = Machine(devices.kind, devices.job_memory, devices.cores)
         plan = self.make_plan(datastats, source, datalist, machine, {})
@@ -107,6 +111,23 @@ class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
     def state_dict(self) -> dict[str, Any]:
         """MONAI's state and the fold: OptunaGen generates again without saying it."""
         return {**super().state_dict(), "fold": self.fold}
+
+
+def _with_found_labels(datalist: Datalist, source: Mapping[str, Any], values: Sequence[int]) -> Datalist:
+    """A datalist that declares no labels with the `values` of the data, which class_names name in ascending order.
+
+    Regions among the class_names hold their values themselves: then nothing changes.
+    """
+    names: Sequence[Any] = source.get("class_names") or ()
+    if any(isinstance(name, Mapping) for name in names):
+        return datalist
+    found = [value for value in values if value > 0]
+    if datalist.labels and len(datalist.labels) != len(found):
+        message = f"{len(datalist.labels)} names, where the data have the labels {found}"
+        raise InputError([Fault("", "class_names", message)])
+    labels = dict(zip(found, datalist.labels.values() or [f"class_{value}" for value in found], strict=True))
+    datalist = replace(datalist, labels=labels, regions={})
+    return with_regions(datalist) if source.get("sigmoid") else datalist
 
 
 def _plan_classes(plan: Plan, datalist: Datalist, stats: Statistics) -> None:
