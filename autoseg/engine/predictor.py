@@ -14,13 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from monai.data import MetaTensor
-from monai.data.utils import to_affine_nd
 from nibabel.filebasedimages import ImageFileError
 
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.classes import Classes
 from autoseg.engine.foreign import ForeignBundle
-from autoseg.engine.geometry import AxisMap, longest_axis
+from autoseg.engine.geometry import AxisMap, file_grid, longest_axis
 from autoseg.engine.precision import autocast_for
 from autoseg.engine.streaming import PlaneStore, stream_probabilities
 from autoseg.records import Case
@@ -145,13 +144,6 @@ class Predictor:
         assert mean is not None
         mean.div_(sum(len(members) for members in self.groups))
         return mean if votes is None else votes.add_(mean, alpha=0.5).div_(len(self.groups) + 0.5)
-
-
-def file_grid(image: MetaTensor) -> tuple[npt.NDArray[np.float64], list[int]]:
-    """(affine [4, 4], shape of three axes) of the file that an image was loaded from; pictures have 1 mm pixels."""
-    affine = to_affine_nd(3, np.asarray(image.meta.get("original_affine", np.eye(4)), float))
-    shape = [int(n) for n in np.asarray(image.meta["spatial_shape"])[:3]]
-    return np.asarray(affine), [*shape, 1][:3]
 
 
 def _parts(members: Sequence[Bundle]) -> list[list[Bundle]]:
