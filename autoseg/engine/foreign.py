@@ -51,7 +51,15 @@ class ForeignBundle(Bundle):
 
     @functools.cached_property
     def inferer(self) -> Any:
-        """An instance of its InferClass, weights and all; InputError with what it raises."""
+        """An instance of its InferClass, kept until `release`."""
+        return self.made_inferer()
+
+    def release(self) -> None:
+        """Forget the instance of InferClass, weights and all: the next use makes another."""
+        self.__dict__.pop("inferer", None)
+
+    def made_inferer(self) -> Any:
+        """A new instance of its InferClass, weights and all; InputError with what it raises."""
         path = self.root / "scripts" / "infer.py"
         try:
             spec = importlib.util.spec_from_file_location(f"{self.root.name}_infer", path)

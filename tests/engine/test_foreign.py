@@ -13,7 +13,7 @@ from PIL import Image
 
 from autoseg.engine.foreign import open_bundle
 from autoseg.engine.predictor import Predictor
-from autoseg.records import Case
+from autoseg.records import Case, Event
 
 MakeForeign = Callable[..., Path]
 CPU = torch.device("cpu")
@@ -43,3 +43,41 @@ def test_what_is_not_on_the_image_s_grid_is_refused(make_foreign: MakeForeign, d
         ValueError, match=r"tinynet_0 gives probabilities of shape \(3, 24, 24\), not \(3, 24, 24, 20\)"
     ):
         Predictor([bundle], CPU).labels(case)
+
+
+def answers(*probabilities: float, only: str = "") -> str:
+    """Code that answers with these probabilities everywhere; with `only`, on images whose path holds that."""
+    code = f"return torch.cat([image * 0 + p for p in {probabilities}])"
+    return f"assert {only!r} in image_file['image'], 'not mine'; {code}" if only else code
+
+
+@pytest.mark.parametrize("mode", ["mean", "vote"])
+def test_one_that_fails_on_a_case_is_left_out_of_it(make_foreign: MakeForeign, demo_data: Path, mode: str) -> None:
+    mine, other = (Case(p.name, (str(p),)) for p in sorted((demo_data.parent / "images").glob("*.nii.gz"))[:2])
+    picky = make_foreign(answers(0, 0, 1, only=mine.id), "picky_0")
+    sure = make_foreign(answers(0.4, 0.6, 0), "sure_0")
+    events: list[Event] = []
+    predictor = Predictor([open_bundle(picky), open_bundle(sure)], CPU, mode, notify=events.append)
+    found = {case.id: predictor.probabilities(case)[0][:, 0, 0, 0] for case in (mine, other)}
+    if mode == "mean":
+        np.testing.assert_allclose(found[mine.id], [0.2, 0.3, 0.5], atol=1e-4)
+        np.testing.assert_allclose(found[other.id], [0.4, 0.6, 0], atol=1e-4)
+    assert [found[mine.id].argmax(), found[other.id].argmax()] == [2, 1]
+    (event,) = events
+    assert event.kind == "warning" and event.facts == {"case": other.id}
+    assert event.message == f"picky_0 is left out of the prediction of {other.id}: AssertionError: not mine"
+    with pytest.raises(AssertionError, match="not mine"):  # nobody is left
+        Predictor([open_bundle(picky)], CPU, mode, notify=events.append).labels(other)
+    assert len(events) == 1
+
+
+def test_an_inferer_makes_way_where_not_all_fit(
+    make_foreign: MakeForeign, demo_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case("x", (str(next((demo_data.parent / "images").glob("*.nii.gz"))),))
+    bundles = [open_bundle(make_foreign(answers(1, 0, 0), f"tinynet_{fold}")) for fold in (0, 1)]
+    Predictor(bundles, CPU).labels(case)
+    assert all("inferer" in vars(bundle) for bundle in bundles)
+    monkeypatch.setattr("autoseg.engine.predictor.WEIGHT_BYTES", -1)
+    Predictor(bundles, CPU).labels(case)
+    assert not any("inferer" in vars(bundle) for bundle in bundles)
