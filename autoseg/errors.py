@@ -84,3 +84,9 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     by_lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=cutoff)
     return f" (did you mean '{by_lower[close[0]]}'?)" if close else ""
+
+
+def one_line(error: Exception) -> str:
+    """Type and message of an error, without line breaks."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -190,7 +190,10 @@ class Event:
 
 @dataclass(frozen=True)
 class LeaderboardEntry:
-    """A trained (family, fold): its mean Dice and Dice by label value, in cross-validation."""
+    """A trained (family, fold): its mean Dice and Dice by label value, in cross-validation.
+
+    `predicts` is false where a foreign network's InferClass failed on its validation cases: the score is its own.
+    """
 
     algo: str
     fold: int
@@ -199,6 +202,7 @@ class LeaderboardEntry:
     dice: dict[str, float] = field(default_factory=dict)
     steps: int = 0
     seconds: float = 0.0
+    predicts: bool = True
 
     @property
     def name(self) -> str:

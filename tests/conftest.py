@@ -182,4 +182,29 @@ def bundle_of_family(
         config = load_config(None, work_dir=str(work_dir), datalist=str(datalist), settings=values, **given)
         return generate(config)[0]
 
+
+@pytest.fixture
+def make_foreign(odd_path: Path) -> Callable[..., Path]:
+    """`make_foreign(body)` writes a foreign bundle and returns its folder; `body` ends its `infer(image)`."""
+    from autoseg.bundles.templates import skeleton_settings
+
+    def make(body: str, name: str = "tinynet_0", **settings: Any) -> Path:
+        root = odd_path / "work dir" / name
+        for part in ("configs", "scripts"):
+            (root / part).mkdir(parents=True)
+        code = [
+            "from monai.transforms import LoadImage",
+            "import torch",
+            "class InferClass:",
+            "    def __init__(self, config_file=None, **override): ...",
+            "    def infer(self, image_file):",
+            "        image = LoadImage(image_only=True, ensure_channel_first=True)(image_file['image'])",
+            f"        {body}",
+        ]
+        (root / "scripts" / "infer.py").write_text("\n".join(code))
+        values = {"name": name[:-2], "label_values": [0, 1, 2], "output_classes": 3, "image_files": 1, **settings}
+        described = {"stamp": "", "overrides": {}, "settings": {**skeleton_settings(), **values}}
+        write_json(root / "foreign.json", described)
+        return root
+
     return make

@@ -6,14 +6,16 @@ import importlib
 import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from monai.apps.auto3dseg import BundleAlgo
 
 from autoseg.bundles import writer
+from autoseg.bundles.contract import algo_class
 from autoseg.bundles.templates import template_settings
-from autoseg.datalist import load_datalist
+from autoseg.datalist import load_datalist, with_regions
 from autoseg.devices import detect_devices
 from autoseg.errors import Fault, InputError
 from autoseg.evaluation import nesting
@@ -21,7 +23,7 @@ from autoseg.planning import Machine, Plan, Statistics, normalize_modes, read_st
 from autoseg.planning.patch import planar
 from autoseg.planning.plan import plan_mirroring
 from autoseg.records import Datalist
-from autoseg.workspace import read_yaml
+from autoseg.workspace import read_json, read_yaml
 
 
 class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
@@ -99,6 +101,9 @@ class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
         return source, load_datalist(source["datalist"], source.get("dataroot"), **keys)
 
     def _plan_here(self, datastats: Mapping[str, Any], source: Mapping[str, Any], datalist: Datalist) -> Plan:
+        """A plan for this machine; labels that the datalist does not declare are those that `datastats` found."""
+        if read_json(source["datalist"]).get("labels") is None:
+            datalist = _with_found_labels(datalist, source, read_statistics(datastats).label_values)
         devices = detect_devices()
         machine = Machine(devices.kind, devices.job_memory, devices.cores)
         plan = self.make_plan(datastats, source, datalist, machine, {})
@@ -108,6 +113,23 @@ class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
     def state_dict(self) -> dict[str, Any]:
         """MONAI's state and the fold: OptunaGen generates again without saying it."""
         return {**super().state_dict(), "fold": self.fold}
+
+
+def _with_found_labels(datalist: Datalist, source: Mapping[str, Any], values: Sequence[int]) -> Datalist:
+    """A datalist that declares no labels with the `values` of the data, which class_names name in ascending order.
+
+    Regions among the class_names hold their values themselves: then nothing changes.
+    """
+    names: Sequence[Any] = source.get("class_names") or ()
+    if any(isinstance(name, Mapping) for name in names):
+        return datalist
+    found = [value for value in values if value > 0]
+    if datalist.labels and len(datalist.labels) != len(found):
+        message = f"{len(datalist.labels)} names, where the data have the labels {found}"
+        raise InputError([Fault("", "class_names", message)])
+    labels = dict(zip(found, datalist.labels.values() or [f"class_{value}" for value in found], strict=True))
+    datalist = replace(datalist, labels=labels, regions={})
+    return with_regions(datalist) if source.get("sigmoid") else datalist
 
 
 def _plan_classes(plan: Plan, datalist: Datalist, stats: Statistics) -> None:
@@ -136,11 +158,10 @@ def load_algo(name: str, folder: Path) -> TemplateAlgo:
     try:
         importlib.invalidate_caches()
         module_object = importlib.import_module(f"{name}.scripts.algo")
-        algo: TemplateAlgo = getattr(module_object, f"{name.capitalize()}Algo")(template_path=str(folder.parent))
+        algo: TemplateAlgo = getattr(module_object, algo_class(name))(template_path=str(folder.parent))
     except Exception as error:  # whatever a template's own code raises
-        raise InputError(
-            [Fault(str(folder / "scripts" / "algo.py"), name.capitalize() + "Algo", f"{type(error).__name__}: {error}")]
-        ) from error
+        message = f"{type(error).__name__}: {error}"
+        raise InputError([Fault(str(folder / "scripts" / "algo.py"), algo_class(name), message)]) from error
     finally:
         sys.path.remove(str(folder.parent))
     algo.name = name

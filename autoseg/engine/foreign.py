@@ -15,7 +15,7 @@ from monai.transforms import LoadImage
 
 from autoseg.bundles.marks import FOREIGN, bundle_settings, bundle_weights, is_foreign_bundle
 from autoseg.engine.bundle import Bundle
-from autoseg.engine.geometry import AxisMap, longest_axis
+from autoseg.engine.geometry import AxisMap, file_grid, longest_axis
 from autoseg.engine.streaming import PlaneStore
 from autoseg.errors import Fault, InputError
 from autoseg.records import Case
@@ -51,7 +51,15 @@ class ForeignBundle(Bundle):
 
     @functools.cached_property
     def inferer(self) -> Any:
-        """An instance of its InferClass, weights and all; InputError with what it raises."""
+        """An instance of its InferClass, kept until `release`."""
+        return self.made_inferer()
+
+    def release(self) -> None:
+        """Forget the instance of InferClass, weights and all: the next use makes another."""
+        self.__dict__.pop("inferer", None)
+
+    def made_inferer(self) -> Any:
+        """A new instance of its InferClass, weights and all; InputError with what it raises."""
         path = self.root / "scripts" / "infer.py"
         try:
             spec = importlib.util.spec_from_file_location(f"{self.root.name}_infer", path)
@@ -70,12 +78,13 @@ class ForeignBundle(Bundle):
         shape is not the image's, or the channels are neither so many nor one an output.
         """
         image = LoadImage(image_only=True, ensure_channel_first=True)(case.image[0])
-        affine = np.asarray(image.meta["original_affine"], float)
-        shape = [*(int(n) for n in image.shape[1:]), 1][:3]
+        affine, shape = file_grid(image)
         item = {"image": case.image[0] if len(case.image) == 1 else list(case.image)}
         with torch.inference_mode():
             given = torch.as_tensor(self.inferer.infer(item)).as_subclass(torch.Tensor).float()
         values, outputs = self.settings["label_values"], int(self.settings["output_classes"])
+        if given.dim() == 3 and shape[2] == 1:  # of a picture
+            given = given[..., None]
         if not self.settings["regions"] and len(given) == max(values) + 1:
             given = given[values]
         if tuple(given.shape) != (outputs, *shape):

@@ -32,7 +32,7 @@ def train_foreign(root: str | Path) -> int:
     except Exception:  # its inference may be broken where its training is not
         logger.exception("the validation fold could not be predicted; its own score counts")
         algo, _ = algo_from_json(str(bundle.root / "algo_object.json"))
-        found = {"mean_dice": float(algo.get_score()), "dice": {}, "cases": [], "seconds": seconds}
+        found = {"mean_dice": float(algo.get_score()), "dice": {}, "cases": [], "seconds": seconds, "predicts": False}
         write_json(bundle.root / "scores.json", found)
     return 0
 

@@ -8,10 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from monai.data import MetaTensor
+from monai.data.utils import to_affine_nd
 
 TOLERANCE = 1e-3  # voxels: a coordinate this near a whole one is meant to be it
 Outside = Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]
 OUTSIDE = 0.5 + TOLERANCE  # voxels beyond the border of the network's grid that still take its edge value
+
+
+def file_grid(image: MetaTensor) -> tuple[npt.NDArray[np.float64], list[int]]:
+    """(affine [4, 4], shape of three axes) of the file that an image was loaded from; pictures have 1 mm pixels."""
+    affine = to_affine_nd(3, np.asarray(image.meta.get("original_affine", np.eye(4)), float))
+    shape = [int(n) for n in np.asarray(image.meta["spatial_shape"])[:3]]
+    return np.asarray(affine), [*shape, 1][:3]
 
 
 def longest_axis(affine: npt.ArrayLike, shape: Sequence[int]) -> int:

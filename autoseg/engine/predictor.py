@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import torch
 from monai.data import MetaTensor
-from monai.data.utils import to_affine_nd
 from nibabel.filebasedimages import ImageFileError
 
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.classes import Classes
 from autoseg.engine.foreign import ForeignBundle
-from autoseg.engine.geometry import AxisMap, longest_axis
+from autoseg.engine.geometry import AxisMap, file_grid, longest_axis
 from autoseg.engine.precision import autocast_for
 from autoseg.engine.streaming import PlaneStore, stream_probabilities
-from autoseg.records import Case
+from autoseg.errors import one_line
+from autoseg.records import Case, Event
 
 CHUNK_BYTES = 128 * 2**20  # of probabilities on the way back to the image's grid, held a few times over
 WEIGHT_BYTES = 2 * 2**30  # of weights held at once: what is more takes turns
+logger = logging.getLogger(__name__)
+
+
+class Answer(NamedTuple):
+    """What `networks` members say together: the mean of their probabilities, with its way to the image's grid."""
+
+    store: PlaneStore
+    grid: AxisMap
+    networks: int
 
 
 class Predictor:
@@ -34,12 +44,18 @@ class Predictor:
 
     Bundles that agree in preprocessing and windows share both: their networks run in lockstep, as many as
     `WEIGHT_BYTES` hold. A vote keeps them apart and is decided, where tied, by the mean.
+    A foreign bundle that raises for a case is left out of it with a "warning" event, as long as others answer.
     """
 
     def __init__(
-        self, bundles: Sequence[Bundle], device: torch.device, mode: str = "mean", scratch: Path | None = None
+        self,
+        bundles: Sequence[Bundle],
+        device: torch.device,
+        mode: str = "mean",
+        scratch: Path | None = None,
+        notify: Callable[[Event], None] = lambda event: None,
     ):
-        self.device, self.mode, self.scratch = device, mode, scratch
+        self.device, self.mode, self.scratch, self.notify = device, mode, scratch, notify
         self.classes = Classes.of(bundles[0].settings)
         groups: dict[Any, list[Bundle]] = {}
         for bundle in bundles:
@@ -62,21 +78,21 @@ class Predictor:
         Of regions that no label map can hold: masks [X, Y, Z, R], one a region.
         """
         channels = (self.classes.outputs,) if self.classes.in_channels else ()
-        with self._stores(case) as (stores, maps, affine):
-            axis = maps[0].chunk_axis
-            out = np.empty((*maps[0].original_shape, *channels), self.classes.dtype)
-            for start, stop in self._chunks(maps):
-                decided = self.classes.decide(self._combined(stores, maps, start, stop))
+        with self._answers(case) as (answers, affine):
+            axis, shape = answers[0].grid.chunk_axis, answers[0].grid.original_shape
+            out = np.empty((*shape, *channels), self.classes.dtype)
+            for start, stop in self._chunks(answers):
+                decided = self.classes.decide(self._combined(answers, start, stop))
                 out[(slice(None),) * axis + (slice(start, stop),)] = decided
         return out, affine
 
     def probabilities(self, case: Case) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
         """(probabilities [K, X, Y, Z] float32 on the image's own grid, its affine): memory grows with the classes."""
-        with self._stores(case) as (stores, maps, affine):
-            axis = maps[0].chunk_axis
-            out = np.empty((self.classes.outputs, *maps[0].original_shape), np.float32)
-            for start, stop in self._chunks(maps):
-                out[(slice(None),) * (axis + 1) + (slice(start, stop),)] = self._combined(stores, maps, start, stop)
+        with self._answers(case) as (answers, affine):
+            axis, shape = answers[0].grid.chunk_axis, answers[0].grid.original_shape
+            out = np.empty((self.classes.outputs, *shape), np.float32)
+            for start, stop in self._chunks(answers):
+                out[(slice(None),) * (axis + 1) + (slice(start, stop),)] = self._combined(answers, start, stop)
         return out, affine
 
     def _networks(self, group: int) -> list[torch.nn.Module]:
@@ -88,18 +104,22 @@ class Predictor:
         return self._loaded[group]
 
     @contextlib.contextmanager
-    def _stores(self, case: Case) -> Iterator[tuple[list[PlaneStore], list[AxisMap], npt.NDArray[np.float64]]]:
-        """Streamed probabilities of every group, with their way back to the image's grid."""
-        stores: list[PlaneStore] = []
-        maps = []
+    def _answers(self, case: Case) -> Iterator[tuple[list[Answer], npt.NDArray[np.float64]]]:
+        """The streamed answer of every group, and the affine of the image's own grid."""
+        answers: list[Answer] = []
+        failed: dict[str, Exception] = {}
         image: MetaTensor | None = None
         key = ""
         try:
             for number, members in enumerate(self.groups):
                 if isinstance(members[0], ForeignBundle):
-                    store, grid, affine = members[0].stored(case, self.scratch)
-                    maps.append(grid)
-                    stores.append(store)
+                    try:
+                        store, grid, affine = self._foreign(members[0], case)
+                    except Exception as error:  # its own code's: the others' answer is worth no less for it
+                        logger.warning("%s failed on %s", members[0].root.name, case.id, exc_info=True)
+                        failed[members[0].root.name] = error.with_traceback(None)  # frames hold the case's arrays
+                    else:
+                        answers.append(Answer(store, grid, 1))
                     continue
                 if image is None or members[0].preprocessing_key() != key:
                     image = None  # the old one goes before the new one comes
@@ -107,51 +127,52 @@ class Predictor:
                 affine, shape = file_grid(image)
                 chunk_axis = longest_axis(affine, shape)
                 grid = AxisMap.between(image.affine.numpy(), image.shape[1:], affine, shape, chunk_axis)
-                settings = members[0].settings
-                autocast = functools.partial(autocast_for, settings["precision"], self.device)
-                store = stream_probabilities(
-                    self._networks(number),
-                    image.as_tensor(),
-                    settings,
-                    self.device,
-                    autocast,
-                    self.scratch,
-                    grid.stream_axis,
-                )
-                maps.append(grid)
-                stores.append(store)
+                answers.append(Answer(self._streamed(number, image, grid.stream_axis), grid, len(members)))
             del image
-            yield stores, maps, affine
+            if not answers:
+                raise next(iter(failed.values()))
+            for name, error in failed.items():
+                message = f"{name} is left out of the prediction of {case.id}: {one_line(error)}"
+                self.notify(Event("warning", message, {"case": case.id}))
+            yield answers, affine
         finally:
-            for store in stores:
-                store.close()
+            for answer in answers:
+                answer.store.close()
 
-    def _chunks(self, maps: Sequence[AxisMap]) -> list[tuple[int, int]]:
-        length = maps[0].original_shape[maps[0].chunk_axis]
-        step = min(grid.chunk_length(4 * self.classes.outputs, CHUNK_BYTES) for grid in maps)
+    def _foreign(self, bundle: ForeignBundle, case: Case) -> tuple[PlaneStore, AxisMap, npt.NDArray[np.float64]]:
+        """What a foreign bundle has `stored` of a case; like other networks, it makes way where not all fit."""
+        try:
+            return bundle.stored(case, self.scratch)
+        finally:
+            if not self._keep:
+                bundle.release()
+
+    def _streamed(self, group: int, image: MetaTensor, axis: int) -> PlaneStore:
+        """Mean probabilities of a group's networks."""
+        settings = self.groups[group][0].settings
+        autocast = functools.partial(autocast_for, settings["precision"], self.device)
+        networks = self._networks(group)
+        return stream_probabilities(networks, image.as_tensor(), settings, self.device, autocast, self.scratch, axis)
+
+    def _chunks(self, answers: Sequence[Answer]) -> list[tuple[int, int]]:
+        length = answers[0].grid.original_shape[answers[0].grid.chunk_axis]
+        step = min(answer.grid.chunk_length(4 * self.classes.outputs, CHUNK_BYTES) for answer in answers)
         return [(a, min(length, a + step)) for a in range(0, length, step)]
 
-    def _combined(self, stores: list[PlaneStore], maps: list[AxisMap], start: int, stop: int) -> torch.Tensor:
+    def _combined(self, answers: Sequence[Answer], start: int, stop: int) -> torch.Tensor:
         """What decides a chunk: mean probabilities [K, ...]; for a vote, shares of it, the mean deciding ties."""
         mean: torch.Tensor | None = None
         votes: torch.Tensor | None = None
-        for store, grid, members in zip(stores, maps, self.groups, strict=True):
+        for store, grid, networks in answers:
             first, last = grid.planes(start, stop)
             block = grid.resample(store.read(first, last), first, start, stop, self.classes.outside)
             if self.mode == "vote":
                 vote = self.classes.votes(block)
                 votes = vote if votes is None else votes.add_(vote)
-            mean = block.mul_(len(members)) if mean is None else mean.add_(block, alpha=len(members))
+            mean = block.mul_(networks) if mean is None else mean.add_(block, alpha=networks)
         assert mean is not None
-        mean.div_(sum(len(members) for members in self.groups))
-        return mean if votes is None else votes.add_(mean, alpha=0.5).div_(len(self.groups) + 0.5)
-
-
-def file_grid(image: MetaTensor) -> tuple[npt.NDArray[np.float64], list[int]]:
-    """(affine [4, 4], shape of three axes) of the file that an image was loaded from; pictures have 1 mm pixels."""
-    affine = to_affine_nd(3, np.asarray(image.meta.get("original_affine", np.eye(4)), float))
-    shape = [int(n) for n in np.asarray(image.meta["spatial_shape"])[:3]]
-    return np.asarray(affine), [*shape, 1][:3]
+        mean.div_(sum(answer.networks for answer in answers))
+        return mean if votes is None else votes.add_(mean, alpha=0.5).div_(len(answers) + 0.5)
 
 
 def _parts(members: Sequence[Bundle]) -> list[list[Bundle]]:

@@ -1,8 +1,8 @@
 """`python -m autoseg.ensemble predict SPEC.json`: the process in which a prediction job runs.
 
 SPEC: bundles (folders), cases (records), outputs (case id -> file), mode, scratch (folder), results (the JSON file
-to write: predictions and errors by case id), progress (metrics.jsonl, a line a case). Exit code 0 where a case was
-predicted, 1 where none was, else that of the error.
+to write: predictions and errors by case id, members left out), progress (metrics.jsonl, a line a case). Exit code 0
+where a case was predicted, 1 where none was, else that of the error.
 """
 
 from __future__ import annotations

@@ -63,6 +63,8 @@ def _unfit(entry: LeaderboardEntry, entries: Sequence[LeaderboardEntry], unvalid
     """Why an entry is fit for no ensemble; the empty string where it is fit."""
     if entry.status != "done":
         return f"its training is not done ({entry.status})"
+    if not entry.predicts:
+        return "its InferClass could not predict the validation cases (its output.log says why)"
     if not math.isfinite(entry.mean_dice):
         if unvalidated_ok and not entry.dice:
             return ""

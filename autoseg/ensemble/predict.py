@@ -16,7 +16,7 @@ from autoseg.engine.checkpoints import load_checkpoint
 from autoseg.engine.classes import Classes
 from autoseg.engine.foreign import ForeignBundle, open_bundle
 from autoseg.engine.predictor import Predictor
-from autoseg.errors import Fault, InputError, NoResultError
+from autoseg.errors import Fault, InputError, NoResultError, one_line
 from autoseg.records import Case, Event
 
 MODES = ("mean", "vote")
@@ -25,10 +25,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Predictions:
-    """What came of it: files by case id, and by case id what went wrong with the others."""
+    """What came of it: files by case id, by case id what went wrong with the others, which members took no part."""
 
     predictions: dict[str, Path] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
 
 
 def predict_cases(
@@ -44,22 +45,28 @@ def predict_cases(
     """Write one label map a case to `output_path(case)`, in the geometry of its image, with the datalist's values.
 
     `mode`: mean of the members' probabilities, or vote (ties go to the mean). A member whose weights are missing,
-    unreadable or not finite is left out with a "warning" event; NoResultError where that leaves none. A case that
-    cannot be predicted is warned of and stands in `errors`. "progress" events count cases. Memory is bounded by
-    one case; what is larger lies in files of `scratch` that vanish with the process.
+    unreadable or not finite is left out with a "warning" event; NoResultError where that leaves none. So is, of
+    single cases, a foreign member that fails on them where others do not. A case that cannot be predicted is warned of
+    and stands in `errors`. "progress" events count cases. Memory is bounded by one case; what is larger lies in files
+    of `scratch` that vanish with the process.
     """
     if mode not in MODES:
         raise InputError([Fault("", "ensemble_mode", f"'{mode}' is neither mean nor vote")])
-    bundles = usable_bundles(bundle_dirs, notify)
-    predictor = Predictor(bundles, device or torch_device(), mode, scratch)
     done = Predictions()
+
+    def leave_out(event: Event) -> None:
+        done.left_out.append(event.message)
+        notify(event)
+
+    bundles = usable_bundles(bundle_dirs, leave_out)
+    predictor = Predictor(bundles, device or torch_device(), mode, scratch, leave_out)
     for number, case in enumerate(cases, 1):
         path = Path(output_path(case))
         try:
             predictor.write(case, path)
         except Exception as error:  # whatever is wrong with one case, the others can be predicted
             logger.exception("%s could not be predicted", case.id)
-            done.errors[case.id] = _one_line(error)
+            done.errors[case.id] = one_line(error)
             notify(Event("warning", f"{case.id} could not be predicted: {done.errors[case.id]}", {"case": case.id}))
         else:
             done.predictions[case.id] = path
@@ -102,10 +109,11 @@ def usable_bundles(bundle_dirs: Sequence[str | Path], notify: Callable[[Event], 
 
 
 def member_fault(bundle: Bundle) -> str:
-    """What keeps a bundle out of an ensemble; the empty string where nothing does."""
+    """What keeps a bundle out of an ensemble; the empty string where nothing does. Raises what `made_inferer` does."""
     if not isinstance(bundle, ForeignBundle):
         return weights_fault(bundle.weights)
-    return "" if bundle.inferer is not None else "its InferClass is none"  # raises where it cannot be made
+    bundle.made_inferer()
+    return ""
 
 
 def weights_fault(path: Path) -> str:
@@ -115,13 +123,8 @@ def weights_fault(path: Path) -> str:
     try:
         state = load_checkpoint(path)
     except Exception as error:  # torch raises a dozen types for a damaged file
-        return f"its weights cannot be read: {_one_line(error)}"
+        return f"its weights cannot be read: {one_line(error)}"
     for name, value in state.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point() and not math.isfinite(float(value.sum())):
             return f"its weights are not finite ({name})"
     return ""
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

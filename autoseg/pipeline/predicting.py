@@ -89,12 +89,16 @@ def predict_cases(
         )
     results = run_jobs(session, jobs, whole_machine=not session.devices.gpus)
     predictions: dict[str, Path] = {}
+    left_out: list[str] = []
     for job in jobs:
         answer = Path(job.cwd) / "predictions.json"
         found = read_json(answer) if answer.exists() else {"predictions": {}, "errors": {}}
         predictions |= {case: Path(path) for case, path in found["predictions"].items() if Path(path).exists()}
         for case, error in found["errors"].items():
             session.notify(Event("warning", f"{case} could not be predicted: {error}"))
+        left_out += found.get("left_out", [])
+    for message in dict.fromkeys(left_out):  # every job says of a broken member that it is
+        session.notify(Event("warning", message))
     return predictions, tuple(r for r in results.values() if r.status != "done")
 
 

@@ -137,6 +137,7 @@ def write_leaderboard(
                 dice={label: _number(value) for label, value in scores.get("dice", {}).items()},
                 steps=int(scores.get("steps", 0)),
                 seconds=float(scores.get("seconds", 0.0)),
+                predicts=bool(scores.get("predicts", True)),
             )
         )
         if not math.isnan(entries[-1].mean_dice):

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,11 @@ from monai.networks.nets import SegResNetDS
 
 from autoseg.bundles import available_templates, find_templates, load_algo, template_settings
 from autoseg.bundles.writer import escape
+from autoseg.config import load_config
+from autoseg.demo import make_demo_data
 from autoseg.errors import InputError
+from autoseg.pipeline import analyze
+from autoseg.workspace import read_yaml, write_yaml
 
 MakeBundle = Callable[..., Path]
 FILES = [
@@ -78,6 +83,57 @@ def test_the_algo_is_named_as_monai_names_it_and_its_settings_are_known() -> Non
         assert type(algo).__module__ == f"{name}.scripts.algo"
         assert "_" not in name
         assert {"num_epochs", "learning_rate", "num_images_per_batch"} <= set(template_settings(folder))
+
+
+@pytest.fixture(scope="module")
+def undeclared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work_dir with the statistics of labels 1 and 3, which its datalist does not declare."""
+    folder = tmp_path_factory.mktemp("undeclared")
+    datalist = make_demo_data(folder / "data", training=4, testing=0, shape=(20, 20, 16), labels=(1, 3))
+    plain = json.loads(datalist.read_text())
+    del plain["labels"]
+    datalist.write_text(json.dumps(plain))
+    analyze(load_config(None, work_dir=str(folder / "work"), datalist=str(datalist), modality="MRI"))
+    return folder / "work"
+
+
+def exported(work: Path, target: Path, **given: Any) -> dict[str, Any]:
+    """Settings of a bundle that is generated as MONAI's BundleGen does: its input.yaml, no plan."""
+    datalist = work.parent / "data" / "datalist.json"
+    source = {"modality": "MRI", "datalist": str(datalist), "dataroot": str(datalist.parent), **given}
+    write_yaml(target / "input.yaml", source, versioned=False)
+    algo = load_algo("segresnet", available_templates()["segresnet"])
+    algo.set_data_stats(str(work / "datastats.yaml"))
+    algo.set_data_source(str(target / "input.yaml"))
+    algo.export_to_disk(str(target), "segresnet_0", fold=0)
+    settings: dict[str, Any] = read_yaml(target / "segresnet_0" / "configs" / "hyper_parameters.yaml")
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("given", "names", "regions"),
+    [
+        ({}, ["class_1", "class_3"], None),
+        ({"class_names": ["a", "b"]}, ["a", "b"], None),
+        ({"class_names": ["background", "a", "b"], "sigmoid": True}, ["a", "b"], [[1], [3]]),
+        ({"sigmoid": True}, ["class_1", "class_3"], [[1], [3]]),
+        ({"class_names": [{"name": "whole", "index": [1, 3]}, {"name": "b", "index": [3]}]}, None, [[1, 3], [3]]),
+    ],
+)
+def test_labels_that_no_datalist_declares_are_those_of_the_data(
+    undeclared: Path, tmp_path: Path, given: dict[str, Any], names: list[str] | None, regions: list[list[int]] | None
+) -> None:
+    settings = exported(undeclared, tmp_path, **given)
+    assert settings["label_values"] == [0, 1, 3] and settings["regions"] == regions
+    assert settings["output_classes"] == (len(regions) if regions else 3)
+    if names:
+        keys = ["1", "2"] if regions else ["1", "3"]
+        assert settings["class_names"] == dict(zip(keys, names, strict=True))
+
+
+def test_names_must_be_as_many_as_the_labels_of_the_data(undeclared: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"class_names: 1 names, where the data have the labels \[1, 3\]"):
+        exported(undeclared, tmp_path, class_names=["a"])
 
 
 def test_unknown_families_are_refused_with_the_nearest() -> None:

@@ -63,7 +63,7 @@ def test_metadata_is_as_the_specification_asks(family_bundle: Path) -> None:
     [
         ({"normalize_mode": "ct", "modality": "CT", "label_values": [0, 4], "class_names": {"4": "liver"}}, 2),
         ({"regions": [[1, 2], [2]], "class_names": {"1": "whole", "2": "core"}, "output_classes": 2}, 2),
-        ({"spatial_dims": 2, "roi_size": [64, 1, 48]}, 2),
+        ({"spatial_dims": 2, "slice_axis": 1, "roi_size": [64, 1, 48]}, 2),
     ],
 )
 def test_metadata_of_other_data(changes: dict[str, object], outputs: int) -> None:

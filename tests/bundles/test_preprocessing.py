@@ -125,10 +125,15 @@ def test_pictures_get_a_third_axis(odd_path: Path, ending: str, channels: int) -
         assert (found["label"].numpy()[0, ..., 0] == (turned > 99)).all()
 
 
-def test_a_case_has_the_files_its_bundle_wants() -> None:
+def test_a_case_has_the_files_its_bundle_wants(tmp_path: Path) -> None:
+    files = [str(tmp_path / name) for name in ("x.nii", "y.nii")]
+    for file in files:
+        Path(file).touch()
     settings = {**skeleton_settings(), "name": "some", "image_files": 2}
     assert image_keys(settings) == ["image_0", "image_1"]
     bundle = Bundle(Path("nowhere"), settings)
-    assert bundle.item(Case("a", ("x.nii", "y.nii"))) == {"image_0": "x.nii", "image_1": "y.nii"}
+    assert bundle.item(Case("a", tuple(files))) == dict(zip(("image_0", "image_1"), files, strict=True))
     with pytest.raises(InputError, match=r"1 files, where some_0 was made for 2 a case"):
-        bundle.item(Case("a", ("x.nii",)))
+        bundle.item(Case("a", (files[0],)))
+    with pytest.raises(InputError, match="no such file"):
+        bundle.item(Case("a", (files[0], str(tmp_path / "z.nii"))))

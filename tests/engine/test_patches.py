@@ -116,7 +116,7 @@ STILL: dict[str, Any] = {"affine_prob": 0.0, "affine_margin": 1.0, "mirror_axes"
 
 @pytest.mark.parametrize("size", [[32, 20, 18], [16, 12, 12], [16, 12, 1], [16, 1, 12], [1, 12, 12]])
 def test_left_and_right_are_called_so_in_the_mirror(make_bundle: MakeBundle, tmp_path: Path, size: list[int]) -> None:
-    flat = FLAT if 1 in size else {}
+    flat = {**FLAT, "slice_axis": size.index(1)} if 1 in size else {}
     bundle = Bundle.load(make_bundle(roi_size=size, mirror_pairs=[[4, 7]], **{**STILL, **flat}))
     dataset = PatchDataset([sided(tmp_path / "case")], bundle.settings, Compose([]))
     mirrored = seen = 0
@@ -154,6 +154,7 @@ def test_rotation_stays_within_the_planes(make_bundle: MakeBundle, tmp_path: Pat
     size = [1 if flat and a == axis else 10 for a in range(3)]
     changes = {**QUIET, "affine_prob": 1.0, "affine_scaling": 0.0, "affine_margin": 1.7, "mirror_axes": []}
     changes |= {"input_channels": 2, "roi_size": size, "spatial_dims": 2 if flat else 3}
+    changes["slice_axis"] = axis if flat else None
 
     def patches(about: list[int]) -> list[np.ndarray]:
         """[C, planes, ...] each."""

@@ -31,12 +31,19 @@ class Flat(torch.nn.Module):
 def settings(across: int, regions: list[list[int]] | None) -> dict[str, Any]:
     size = [12, 10]
     size.insert(across, 1)
-    common = {"roi_size": size, "spatial_dims": 2, "overlap": 0.5, "sw_batch_size": 3, "label_values": [0, 1, 2]}
+    common = {
+        "roi_size": size,
+        "spatial_dims": 2,
+        "slice_axis": across,
+        "overlap": 0.5,
+        "sw_batch_size": 3,
+        "label_values": [0, 1, 2],
+    }
     return {**common, "regions": regions, "mirror_axes_inference": [], "mirror_pairs": []}
 
 
 def test_the_axis_across_the_planes() -> None:
-    assert slice_axis({"spatial_dims": 3, "roi_size": [16, 1, 16]}) is None
+    assert slice_axis({"spatial_dims": 3, "slice_axis": None, "roi_size": [16, 1, 16]}) is None
     assert [slice_axis(settings(across, None)) for across in range(3)] == [0, 1, 2]
 
 

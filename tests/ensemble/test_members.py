@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -63,6 +64,15 @@ def test_failed_nan_and_collapsed_folds_are_left_out_with_a_word(method: str) ->
     assert "not a number" in reasons["c_0"]
     assert "collapsed" in reasons["c_1"] and "0.020" in reasons["c_1"] and "0.525" in reasons["c_1"]
     assert "failed" in reasons["d_0"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_network_that_cannot_predict_is_no_member_however_good(method: str) -> None:
+    blind = replace(entry("c_0", 0.99), predicts=False)
+    members, left_out = choose_members([blind, *BOARD], method)
+    assert blind not in members
+    ((name, reason),) = left_out
+    assert name == "c_0" and "InferClass could not predict" in reason
 
 
 def test_where_nothing_is_learnt_well_nothing_has_collapsed() -> None:

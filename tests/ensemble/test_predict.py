@@ -137,6 +137,24 @@ def test_a_case_that_fails_stops_no_other(make_members: Callable[..., list[Path]
     assert [e.facts["done"] for e in events if e.kind == "progress"] == [1, 2, 3]
 
 
+def test_a_foreign_member_that_fails_costs_no_case_and_is_named(
+    make_members: Callable[..., list[Path]], make_foreign: Callable[..., Path], odd_path: Path
+) -> None:
+    case, (ours,) = awkward_case(odd_path), make_members(1)
+    broken = make_foreign("raise OSError('no eyes')", label_values=VALUES)
+    unmade = make_foreign("pass", "blind_0", label_values=VALUES)
+    (unmade / "scripts" / "infer.py").write_text("class InferClass: ...")
+    events: list[Event] = []
+    outputs = [odd_path / "alone.nii.gz", odd_path / "out.nii.gz"]
+    predict_cases([ours], [case], lambda case: outputs[0], device=CPU)
+    done = predict_cases([ours, broken, unmade], [case], lambda case: outputs[1], device=CPU, notify=events.append)
+    assert (done.predictions, done.errors) == ({case.id: outputs[1]}, {})
+    assert done.left_out == [event.message for event in events if event.kind == "warning"]
+    assert [words in said for words, said in zip(("blind_0", "no eyes"), done.left_out, strict=True)] == [True, True]
+    alone, found = (np.asarray(nib.load(path).dataobj) for path in outputs)
+    np.testing.assert_array_equal(found, alone)
+
+
 def test_members_without_usable_weights_are_left_out_with_a_word(make_members: Callable[..., list[Path]]) -> None:
     missing, torn, nan, good = make_members(4)
     (missing / "models" / "model.pt").unlink()

@@ -17,8 +17,8 @@ from autoseg.config import RunConfig, load_config
 from autoseg.demo import make_demo_data
 from autoseg.engine.foreign import open_bundle
 from autoseg.engine.predictor import Predictor
-from autoseg.errors import InputError
-from autoseg.pipeline import RunResult, generate, predict, run
+from autoseg.errors import InputError, NoResultError
+from autoseg.pipeline import RunResult, ensemble, generate, predict, run
 from autoseg.records import Case, Event
 from autoseg.workspace import read_json, read_yaml, write_json
 
@@ -116,7 +116,7 @@ def test_a_list_of_validation_cases_is_its_fold_0(tmp_path: Path) -> None:
     assert [entry["fold"] for entry in json.loads(Path(listed).read_text())["training"]] == [0, 1, 1, 1]
 
 
-def test_broken_inference_falls_back_to_its_own_score(tmp_path: Path) -> None:
+def test_broken_inference_falls_back_to_its_own_score_and_joins_no_ensemble(tmp_path: Path) -> None:
     datalist = make_demo_data(tmp_path / "data", training=4, testing=1, shape=(20, 20, 16))
     shutil.copytree(TEMPLATES, tmp_path / "templates")
     script = tmp_path / "templates" / "tinynet" / "scripts" / "infer.py"
@@ -125,8 +125,14 @@ def test_broken_inference_falls_back_to_its_own_score(tmp_path: Path) -> None:
     config = replace(config, templates_path_or_url=str(tmp_path / "templates"), ensemble=False)
     result = run(config)
     own = read_yaml(Path(config.work_dir) / "tinynet_0" / "model" / "progress.yaml")[-1]["best_avg_dice_score"]
-    assert {e.name: e.mean_dice for e in result.leaderboard}["tinynet_0"] == pytest.approx(own)
+    entry = {e.name: e for e in result.leaderboard}["tinynet_0"]
+    assert entry.mean_dice == pytest.approx(own) and not entry.predicts
     assert "no eyes" in (Path(config.work_dir) / "jobs" / "tinynet_0" / "output.log").read_text()
+    events: list[Event] = []
+    with pytest.raises(NoResultError, match="no trained network is fit"):
+        ensemble(config, events.append)
+    said = [event.message for event in events if event.kind == "warning"]
+    assert len(said) == 2 and all("stays out of the ensemble: its InferClass could not" in words for words in said)
 
 
 def test_what_its_own_code_raises_is_said_with_its_file(tmp_path: Path) -> None:
