@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,9 +108,7 @@ def test_every_template_keeps_the_contract(family: str, bundle_of_family: Bundle
     for name in ("hyper_parameters", "network", "train", "inference", "transforms_train", "transforms_infer"):
         assert (root / "configs" / f"{name}.yaml").is_file(), name
     assert read_json(root / "configs" / "metadata.json")["network_data_format"]["inputs"]["image"]
-    started = time.monotonic()
     assert Trainer(Bundle.load(root)).run().step == 2
-    assert time.monotonic() - started < 120
     spec = importlib.util.spec_from_file_location("infer", root / "scripts" / "infer.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -39,7 +39,7 @@ def settings(across: int, regions: list[list[int]] | None) -> dict[str, Any]:
         "sw_batch_size": 3,
         "label_values": [0, 1, 2],
     }
-    return {**common, "regions": regions, "mirror_axes_inference": [], "mirror_pairs": []}
+    return {**common, "label_values": [0, 1, 2], "regions": regions, "mirror_axes_inference": [], "mirror_pairs": []}
 
 
 def test_the_axis_across_the_planes() -> None:
