@@ -116,7 +116,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "thick channels": {"channels": 2, "shape": (32, 30, 16), "spacing": (0.7, 0.7, 3.5)},
     "gaps": {"labels": (1, 3)},
     "nested": {"labels": (1, 2, 3), "regions": {"whole": [1, 2, 3], "nodules": [2, 3], "second": [3]}},
-    "crossing": {"labels": (1, 2, 3), "regions": {"organ": [1, 2], "nodules": [2, 3]}},
+    "crossing": {"labels": (1, 2, 3), "channels": 2, "regions": {"organ": [1, 2], "nodules": [2, 3]}},
     "tiny": {"shape": (16, 17, 18)},
     "pictures": {"spacing": (1.0, 1.0, 1.0)},
 }

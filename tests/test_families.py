@@ -80,7 +80,7 @@ def test_two_epochs(family: str, kind: str, bundle_of_family: BundleOf, odd_path
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_kind_of_data(family: str, kind: str, bundle_of_family: BundleOf, odd_path: Path) -> None:
-    settings: dict[str, Any] = {"num_iterations": 20}
+    settings: dict[str, Any] = {"num_iterations": 6}
     if kind == "tiny":  # smaller than the patch
         settings["roi_size"] = [32, 32, 1] if family == "segresnet2d" else [64, 32, 32]
     train_and_predict(bundle_of_family(family, kind, **settings), odd_path)
