@@ -131,8 +131,8 @@ class Predictor:
             del image
             if not answers:
                 raise next(iter(failed.values()))
-            for name, error in failed.items():
-                message = f"{name} is left out of the prediction of {case.id}: {one_line(error)}"
+            for name, reason in failed.items():
+                message = f"{name} is left out of the prediction of {case.id}: {one_line(reason)}"
                 self.notify(Event("warning", message, {"case": case.id}))
             yield answers, affine
         finally:
