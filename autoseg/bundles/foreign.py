@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,17 +40,20 @@ def plan_foreign(
     return plan
 
 
-def write_foreign(name: str, fold: int, workspace: Workspace, datalist: Datalist, plan: Plan) -> Path:
+def write_foreign(
+    name: str, fold: int, workspace: Workspace, datalist: Datalist, plan: Plan, remove: Callable[[Path], None]
+) -> Path:
     """The bundle of a fold, from the template's copy in the work_dir.
 
-    Its files hold absolute paths, so it is written where it stays; one that was made of the same is left alone.
+    Its files hold absolute paths, so it is written where it stays; one that was made of the same is left alone, any
+    other is given to `remove` before.
     """
     template, target = workspace.templates / name, workspace.bundle(name, fold)
-    stamp = _stamp(template, workspace, plan, target)
+    stamp = _stamp(template, workspace, datalist, plan, target)
     described = target / FOREIGN
     if described.is_file() and read_json(described).get("stamp") == stamp:
         return target
-    shutil.rmtree(target, ignore_errors=True)
+    remove(target)
     algo = _told(name, template, workspace, datalist)
     _own_code(template, "export_to_disk", lambda: algo.export_to_disk(str(workspace.root), target.name, fold=fold))
     algo_to_json(algo, template_path=str(workspace.templates))
@@ -104,10 +106,16 @@ def _own_code(folder: Path, method: str, call: Any) -> Any:
         raise InputError([Fault(str(folder / "scripts" / "algo.py"), method, message)]) from error
 
 
-def _stamp(template: Path, workspace: Workspace, plan: Plan, target: Path) -> str:
-    """Differs where the bundle would: by template, statistics, datalist, source, the user's settings, its place."""
-    digest = hashlib.blake2b(json.dumps([str(target), plan.settings], default=str).encode(), digest_size=16)
+def _stamp(template: Path, workspace: Workspace, datalist: Datalist, plan: Plan, target: Path) -> str:
+    """Differs where the bundle would: by template, statistics, labelled cases, source, user's settings, its place.
+
+    Not by the testing cases, nor by what input.yaml says of the ensemble, the machine or the scores.
+    """
+    source = read_yaml(workspace.input_yaml)
+    told = [source.get(key) for key in ("modality", "class_names", "sigmoid", "normalization", "dataroot")]
+    seen = [str(target), plan.settings, told, plain_datalist(replace(datalist, testing=()))]
+    digest = hashlib.blake2b(json.dumps(seen, default=str).encode(), digest_size=16)
     own = [path for path in sorted(template.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
-    for path in (*own, workspace.datastats_yaml, workspace.datalist_json, workspace.input_yaml):
+    for path in (*own, workspace.datastats_yaml):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()

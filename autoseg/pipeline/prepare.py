@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.analysis import CheckResult, check_reports, discovered_labels, examine, label_counts, summarize
+from autoseg.bundles.marks import bundle_weights
 from autoseg.config import RunConfig, config_to_input
 from autoseg.datalist import load_datalist, make_folds, plain_datalist, with_regions
 from autoseg.errors import Fault, Faults, InputError, nearest
@@ -251,7 +253,8 @@ def write_bundles(session: Session, datalist: Datalist, plans: Mapping[str, Plan
         _replace_tree(folders[name], home)
         for fold in range(datalist.num_fold):
             if is_foreign(home):
-                bundles.append(write_foreign(name, fold, workspace, datalist, plan))
+                remove = functools.partial(_remove_bundle, session)
+                bundles.append(write_foreign(name, fold, workspace, datalist, plan, remove))
             else:
                 bundles.append(_write_bundle(session, name, fold, plan))
     shutil.rmtree(workspace.cache / "drafts", ignore_errors=True)
@@ -274,15 +277,20 @@ def _write_bundle(session: Session, name: str, fold: int, plan: Plan) -> Path:
     if _same_files(draft, target):
         shutil.rmtree(draft)
     else:
-        if (target / "models" / "model.pt").exists():
-            message = f"{target.name} was trained with other settings: it is replaced and trained anew"
-            session.notify(Event("warning", message))
-        shutil.rmtree(target, ignore_errors=True)
+        _remove_bundle(session, target)
         draft.rename(target)
     algo.output_path = str(target)
     if not (target / "algo_object.json").exists():
         algo_to_json(algo, template_path=str(workspace.templates))
     return target
+
+
+def _remove_bundle(session: Session, bundle: Path) -> None:
+    """Make room for a bundle of other settings; of a trained one it is said."""
+    if bundle_weights(bundle).is_file():
+        message = f"{bundle.name} was trained with other settings: it is replaced and trained anew"
+        session.notify(Event("warning", message))
+    shutil.rmtree(bundle, ignore_errors=True)
 
 
 def forget(workspace: Workspace, algos: Iterable[str]) -> None:

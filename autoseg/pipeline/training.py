@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from autoseg._version import __version__
@@ -69,8 +70,8 @@ def preprocess(session: Session, bundles: Sequence[Path], datalist: Datalist) ->
 def training_jobs(session: Session, bundles: Sequence[Path], datalist: Datalist) -> list[Job]:
     """One training a bundle."""
     jobs = []
-    for bundle in bundles:
-        training, validation = datalist.split(int(bundle.name.rsplit("_", 1)[1]))
+    for bundle, cost in zip(bundles, _costs(bundles, datalist), strict=True):
+        training, validation = _split(bundle, datalist)
         files = sorted(p for part in ("configs", "scripts") for p in (bundle / part).glob("*.*"))
         argv: tuple[str, ...] = (sys.executable, str(bundle / "scripts" / "train.py"), "run")
         outputs: tuple[str, ...] = ("models/model.pt", "progress.yaml", "scores.json")
@@ -85,11 +86,27 @@ def training_jobs(session: Session, bundles: Sequence[Path], datalist: Datalist)
                 outputs=outputs,
                 fingerprint=fingerprint(*files, data_stamp((*training, *validation))),
                 resources=Resources(gpus=1 if session.devices.gpus else 0),
-                cost=_voxels(bundle_settings(bundle), len(training)),
+                cost=cost,
                 progress="metrics.jsonl",
             )
         )
     return jobs
+
+
+def _split(bundle: Path, datalist: Datalist) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """(training, validation) cases of a bundle's fold."""
+    return datalist.split(int(bundle.name.rsplit("_", 1)[1]))
+
+
+def _costs(bundles: Sequence[Path], datalist: Datalist) -> list[float]:
+    """How long trainings take beside one another.
+
+    How long a foreign one takes is its own secret: it counts as ours do on average, alone by its number of cases.
+    """
+    cases = {bundle: len(_split(bundle, datalist)[0]) for bundle in bundles}
+    known = {b: _voxels(bundle_settings(b), n) for b, n in cases.items() if not is_foreign_bundle(b)}
+    typical = fmean(known.values()) if known else None
+    return [known.get(b, float(n) if typical is None else typical) for b, n in cases.items()]
 
 
 def _voxels(settings: Mapping[str, Any], cases: int) -> float:

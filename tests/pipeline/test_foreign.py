@@ -14,12 +14,15 @@ import pytest
 import torch
 
 from autoseg.config import RunConfig, load_config
+from autoseg.datalist import load_datalist
 from autoseg.demo import make_demo_data
 from autoseg.engine.foreign import open_bundle
 from autoseg.engine.predictor import Predictor
 from autoseg.errors import InputError, NoResultError
-from autoseg.pipeline import RunResult, ensemble, generate, predict, run
-from autoseg.records import Case, Event
+from autoseg.pipeline import RunResult, ensemble, generate, predict, predicting, run
+from autoseg.pipeline.session import Session, open_session
+from autoseg.pipeline.training import training_jobs
+from autoseg.records import Case, Event, Job
 from autoseg.workspace import read_json, read_yaml, write_json
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
@@ -104,6 +107,58 @@ def test_again_nothing_is_done_anew_and_new_images_are_predicted(finished: Finis
     image = next((Path(config.datalist).parent / "images").glob("testing*"))
     (path,) = predict(config.work_dir, image, tmp_path / "out").values()
     assert np.asarray(nib.load(path).dataobj).shape == (28, 26, 20)  # type: ignore[attr-defined]
+
+
+def test_members_that_prediction_left_out_are_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datalist = make_demo_data(tmp_path / "data", training=4, testing=1, shape=(20, 20, 16))
+    case = load_datalist(datalist).testing[0]
+
+    def answer(session: Session, jobs: list[Job], **how: Any) -> dict[str, Any]:
+        for job in jobs:
+            found = {"predictions": {case.id: case.image[0]}, "errors": {}, "left_out": ["tinynet_0 is left out"] * 2}
+            write_json(Path(job.cwd) / "predictions.json", found)
+        return {}
+
+    monkeypatch.setattr(predicting, "run_jobs", answer)
+    events: list[Event] = []
+    with open_session(configure(tmp_path, datalist, ["tinynet"]), events.append) as session:
+        made, _ = predicting.predict_cases(session, (), [case], lambda case: tmp_path / "out.nii.gz", "predict")
+    assert set(made) == {case.id}
+    assert [event.message for event in events if event.kind == "warning"] == ["tinynet_0 is left out"]
+
+
+def test_only_what_a_template_reads_makes_its_bundle_be_written_anew(tmp_path: Path) -> None:
+    """What does not reach it leaves the trained bundle alone; what does replaces it, and that is said."""
+    datalist = make_demo_data(tmp_path / "data", training=4, testing=1, shape=(20, 20, 16))
+    config = configure(tmp_path, datalist, ["tinynet"])
+    trained, _ = generate(config)
+    write_json(trained / "scores.json", {})
+    before = read_json(trained / "foreign.json")
+    listed = datalist.with_name("no testing.json")
+    write_json(listed, {**read_json(datalist), "testing": []})
+    other = {"ensemble_method": "AlgoEnsembleBestN", "n_best": 2, "tolerance_mm": 3.0, "max_parallel": 1}
+    events: list[Event] = []
+    generate(replace(config, datalist=str(listed), **other), events.append)
+    assert (trained / "scores.json").exists() and read_json(trained / "foreign.json") == before
+    said = "tinynet_0 was trained with other settings: it is replaced and trained anew"
+    assert said not in [event.message for event in events]
+    generate(replace(config, modality="PET"), events.append)
+    assert [event.message for event in events].count(said) == 1
+    assert not (trained / "scores.json").exists() and read_json(trained / "foreign.json")["stamp"] != before["stamp"]
+
+
+def test_a_foreign_training_counts_as_ours_do(tmp_path: Path) -> None:
+    datalist = make_demo_data(tmp_path / "data", training=6, testing=0, shape=(20, 20, 16))
+    config = configure(tmp_path, datalist, ["tinynet", "segresnet"])
+    bundles = generate(config)
+    listed = load_datalist(Path(config.work_dir) / "datalist.json", datalist.parent)
+    with open_session(config, None) as session:
+        both = {job.id: job.cost for job in training_jobs(session, bundles, listed)}
+        alone = {job.id: job.cost for job in training_jobs(session, bundles[:2], listed)}
+    ours = both["segresnet_0"]
+    assert ours == both["segresnet_1"] > 100
+    assert (both["tinynet_0"], both["tinynet_1"]) == (ours, ours)
+    assert alone == {"tinynet_0": 3, "tinynet_1": 3}
 
 
 def test_a_list_of_validation_cases_is_its_fold_0(tmp_path: Path) -> None:
