@@ -182,6 +182,8 @@ def bundle_of_family(
         config = load_config(None, work_dir=str(work_dir), datalist=str(datalist), settings=values, **given)
         return generate(config)[0]
 
+    return make
+
 
 @pytest.fixture
 def make_foreign(odd_path: Path) -> Callable[..., Path]:

@@ -165,10 +165,14 @@ class Trainer:
         loss = self.loss(outputs, label)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), float(self.settings["gradient_clip"]))
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.average.update_parameters(self.network)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), float(self.settings["gradient_clip"]))
+        # a patch that is constant can overflow the gradient of a normalisation: one such step must not cost the weights
+        if self.scaler.is_enabled() or math.isfinite(float(norm)):
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.average.update_parameters(self.network)
+        else:
+            logger.warning("step %d has no effect: its gradient is not finite", self.progress.step + 1)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(f"the loss is {value} at step {self.progress.step + 1}")

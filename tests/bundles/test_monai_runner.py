@@ -43,10 +43,20 @@ def monai_runs(family: str, folder: Path, channels: int, templates: Path | None 
     )
     known = {} if templates else template_settings(available_templates()[family])
     cheap = {key: value for key, value in CHEAP.items() if key in known}
-    runner.set_analyze_params({"device": "cpu"}).set_device_info(cuda_visible_devices="", cmd_prefix=sys.executable)
+    runner.set_analyze_params({"device": "cpu"}).set_device_info(
+        cuda_visible_devices="", cmd_prefix=python_without_spaces(folder)
+    )
     runner.set_training_params({"num_epochs": 2, "num_epochs_per_validation": 1, **cheap}).set_num_fold(2)
     runner.run()
     return folder / "work"
+
+
+def python_without_spaces(folder: Path) -> str:
+    """MONAI splits its command at spaces; a checkout, and so this interpreter, may lie in a folder that has some."""
+    wrapper = folder / "python"
+    wrapper.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    wrapper.chmod(0o755)
+    return str(wrapper)
 
 
 def has_trained_and_predicted(family: str, work: Path) -> None:
