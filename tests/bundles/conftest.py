@@ -18,8 +18,8 @@ from autoseg.pipeline import generate
 
 FAMILIES = sorted(available_templates())
 # what of these a family knows is set: small enough to learn something in seconds
-SMALL = {"init_filters": 8, "blocks_down": [1, 1, 1], "dsdepth": 1, "num_images_per_batch": 2, "num_iterations": 45, "overlap": 0.25}
-SMALL |= {"feature_size": 12, "depths": [1, 1, 1, 1]}
+SMALL = {"init_filters": 8, "blocks_down": [1, 1, 1], "dsdepth": 1, "num_images_per_batch": 2, "num_iterations": 45}
+SMALL |= {"overlap": 0.25, "feature_size": 12, "depths": [1, 1, 1, 1]}
 
 
 @pytest.fixture(scope="session")
