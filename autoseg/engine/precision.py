@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
+logger = logging.getLogger(__name__)
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -18,3 +23,30 @@ def autocast_for(name: str, device: torch.device) -> torch.autocast:
     """An autocast context for the precision on the device; does nothing for float32."""
     dtype = compute_dtype(name, device)
     return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
+
+
+def training_precision(name: str, device: torch.device, network: torch.nn.Module, patch: Sequence[int]) -> str:
+    """The precision to train with on patches [C, X, Y, Z]: float32 where bfloat16 gradients on a CPU would be wrong.
+
+    oneDNN (3.12, on CPUs with bfloat16 instructions) leaves a part of the weights' gradient of a 3D convolution
+    unwritten where its first axis has fewer voxels than the kernel, and more than one: such as two at the deepest level
+    of Swin-UNETR. What stands there is whatever the memory held: large, not finite, or, worse, plausible.
+    """
+    if device.type != "cpu" or compute_dtype(name, device) is not torch.bfloat16 or len(patch) < 4:
+        return name
+    short = []
+
+    def watch(module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        short.append(module.stride[0] == 1 and 1 < inputs[0].shape[2] < module.kernel_size[0])
+
+    hooks = [m.register_forward_hook(watch) for m in network.modules() if isinstance(m, torch.nn.Conv3d)]
+    was_training = network.training
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, *patch))
+    network.train(was_training)
+    for hook in hooks:
+        hook.remove()
+    if not any(short):
+        return name
+    logger.info("trained in float32: a level of two voxels along the first axis has no sound gradients in bfloat16")
+    return "float32"

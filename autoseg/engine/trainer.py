@@ -19,7 +19,7 @@ from autoseg.engine.bundle import Bundle
 from autoseg.engine.cache import ensure_cached, source_stamp
 from autoseg.engine.checkpoints import load_checkpoint, random_states, restore_random_states, save_checkpoint
 from autoseg.engine.patches import PatchDataset, patch_loader
-from autoseg.engine.precision import autocast_for, compute_dtype
+from autoseg.engine.precision import autocast_for, compute_dtype, training_precision
 from autoseg.engine.recipe import build_average, build_loss, build_optimizer, learning_rate
 from autoseg.engine.validation import validate_cached
 from autoseg.errors import Fault, InputError
@@ -77,7 +77,10 @@ class Trainer:
         self.average = build_average(self.network, self.settings)
         self.optimizer = build_optimizer(self.network, self.settings)
         self.loss = build_loss(self.settings)
-        half = compute_dtype(self.settings["precision"], self.device) is torch.float16
+        shape = [int(self.settings["input_channels"]), *self.settings["roi_size"]]
+        patch = shape if int(self.settings["spatial_dims"]) == 3 else shape[:3]
+        self.precision = training_precision(self.settings["precision"], self.device, self.network, patch)
+        half = compute_dtype(self.precision, self.device) is torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         training, validation = bundle.cases()
         self.data = [[[case.id, source_stamp(case)] for case in part] for part in (training, validation)]
@@ -92,7 +95,7 @@ class Trainer:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The arithmetic of the network's passes."""
-        return autocast_for(self.settings["precision"], self.device)
+        return autocast_for(self.precision, self.device)
 
     @property
     def total_steps(self) -> int | None:
@@ -166,7 +169,7 @@ class Trainer:
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), float(self.settings["gradient_clip"]))
-        # a patch that is constant can overflow the gradient of a normalisation: one such step must not cost the weights
+        # one gradient that is not finite must not cost the weights
         if self.scaler.is_enabled() or math.isfinite(float(norm)):
             self.scaler.step(self.optimizer)
             self.scaler.update()
