@@ -18,6 +18,7 @@ from autoseg.engine.geometry import background
 from autoseg.errors import Fault, InputError
 from autoseg.evaluation import Scored, dice_by_label
 from autoseg.evaluation.regions import bits_of_channels, bits_of_values, nesting
+from autoseg.planning.plan import other_side
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Classes:
     def keys(self) -> tuple[int, ...]:
         """By what scores go: label values without background, or numbers of the regions from 1 on."""
         return tuple(range(1, len(self.regions) + 1)) if self.regions else self.values[1:]
+
+    @property
+    def scored(self) -> Scored:
+        """The same for the evaluation, which has no need of names here."""
+        return Scored(dict.fromkeys(self.keys, ""), self.regions)
 
     @cached_property
     def _nesting(self) -> Any:
@@ -74,7 +80,7 @@ class Classes:
             return {str(self.values[int(index)]): value for index, value in found.items()}
         masks = (logits > 0).movedim(0, -1).cpu().numpy()
         reference = bits_of_values(self.values, self.regions)[label]
-        return Scored(dict.fromkeys(self.keys, ""), self.regions).dice(bits_of_channels(masks), reference)
+        return self.scored.dice(bits_of_channels(masks), reference)
 
     # ---- in prediction
 
@@ -114,9 +120,8 @@ class Classes:
 
         InputError where a region has no counterpart: then windows cannot be mirrored along left-right.
         """
-        other = {int(a): int(b) for pair in pairs for a, b in (pair, reversed(list(pair)))}
         parts = [frozenset(r) for r in self.regions] or [frozenset([v]) for v in self.values]
-        there = [frozenset(other.get(v, v) for v in part) for part in parts]
+        there = other_side(parts, pairs)
         alone = [sorted(part) for part, counterpart in zip(parts, there, strict=True) if counterpart not in parts]
         if alone:
             message = f"the region of values {alone[0]} has no counterpart on the other side: leave out axis 0"

@@ -22,7 +22,7 @@ from autoseg.engine.classes import Classes
 from autoseg.engine.predictor import Predictor
 from autoseg.engine.trainer import Trainer
 from autoseg.errors import AutosegError
-from autoseg.evaluation import Scored, mean_dice, mean_dice_by_label, onto_grid_of
+from autoseg.evaluation import mean_dice, mean_dice_by_label, onto_grid_of
 from autoseg.records import Case
 from autoseg.workspace import read_yaml, write_json
 
@@ -69,8 +69,7 @@ def infer(root: Path, image: str, output: str, override: Mapping[str, Any]) -> N
 def score_validation(bundle: Bundle, facts: Mapping[str, Any]) -> None:
     """scores.json and validation/<case>.nii.gz of the bundle's fold, with its best weights."""
     _, cases = bundle.cases()
-    classes = Classes.of(bundle.settings)
-    scored = Scored(dict.fromkeys(classes.keys, ""), classes.regions)
+    scored = Classes.of(bundle.settings).scored
     rows: list[dict[str, Any]] = []
     scores = []
     predictor = Predictor([bundle], torch_device())

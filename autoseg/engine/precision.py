@@ -32,14 +32,15 @@ def training_precision(name: str, device: torch.device, network: torch.nn.Module
     unwritten where its first axis has fewer voxels than the kernel, and more than one: such as two at the deepest level
     of Swin-UNETR. What stands there is whatever the memory held: large, not finite, or, worse, plausible.
     """
-    if device.type != "cpu" or compute_dtype(name, device) is not torch.bfloat16 or len(patch) < 4:
+    convolutions = [module for module in network.modules() if isinstance(module, torch.nn.Conv3d)]
+    if device.type != "cpu" or compute_dtype(name, device) is not torch.bfloat16 or not convolutions:
         return name
     short = []
 
     def watch(module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
         short.append(module.stride[0] == 1 and 1 < inputs[0].shape[2] < module.kernel_size[0])
 
-    hooks = [m.register_forward_hook(watch) for m in network.modules() if isinstance(m, torch.nn.Conv3d)]
+    hooks = [module.register_forward_hook(watch) for module in convolutions]
     was_training = network.training
     with torch.no_grad():
         network.eval()(torch.zeros(1, *patch))

@@ -77,8 +77,7 @@ class Trainer:
         self.average = build_average(self.network, self.settings)
         self.optimizer = build_optimizer(self.network, self.settings)
         self.loss = build_loss(self.settings)
-        shape = [int(self.settings["input_channels"]), *self.settings["roi_size"]]
-        patch = shape if int(self.settings["spatial_dims"]) == 3 else shape[:3]
+        patch = [int(self.settings["input_channels"]), *self.settings["roi_size"]]
         self.precision = training_precision(self.settings["precision"], self.device, self.network, patch)
         half = compute_dtype(self.precision, self.device) is torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)

@@ -17,6 +17,7 @@ from autoseg.datalist import load_datalist, make_folds, plain_datalist, with_reg
 from autoseg.errors import Fault, Faults, InputError, nearest
 from autoseg.pipeline.session import Session
 from autoseg.planning import Machine, Plan, normalize_modes
+from autoseg.planning.plan import pair_faults
 from autoseg.records import Datalist, Event
 from autoseg.workspace import Workspace, read_yaml, write_json, write_yaml
 
@@ -79,13 +80,13 @@ def check_settings(config: RunConfig) -> None:
     foreign = {name for name, folder in folders.items() if is_foreign(folder)}  # they take what they know themselves
     known = {name: template_settings(folder) for name, folder in folders.items() if name not in foreign}
     every = {key for settings in known.values() for key in settings}
-    for key in config.settings:
+    for key, value in config.settings.items():
         if key not in every and not foreign:
             faults.add("", f"--set {key}", f"no bundle knows this hyper-parameter{nearest(key, every)}")
-        elif any(key in own and not _same_kind(config.settings[key], own[key]) for own in known.values()):
-            default = next(own[key] for own in known.values() if key in own)
-            message = f"{config.settings[key]!r} is not of the kind of its default, {default!r}"
-            faults.add("", f"--set {key}", message)
+        for own in known.values():
+            if not _same_kind(value, own.get(key)):
+                faults.add("", f"--set {key}", f"{value!r} is not of the kind of its default, {own[key]!r}")
+                break
     for family, settings in config.family_settings.items():
         if family in foreign:
             continue
@@ -129,11 +130,8 @@ def examine_data(
         datalist = replace(datalist, labels=discovered_labels(reports))
         datalist = with_regions(datalist) if config.sigmoid else datalist
     checked = check_reports(datalist, reports)
-    return (
-        datalist,
-        reports,
-        replace(checked, faults=(*checked.faults, *_unfit_configuration(config, datalist, reports))),
-    )
+    faults = (*checked.faults, *_unfit_configuration(config, datalist, reports))
+    return datalist, reports, replace(checked, faults=faults)
 
 
 def _unfit_configuration(config: RunConfig, datalist: Datalist, reports: Sequence[Any]) -> list[Fault]:
@@ -145,9 +143,7 @@ def _unfit_configuration(config: RunConfig, datalist: Datalist, reports: Sequenc
             normalize_modes(config.modality, config.normalization, max(set(channels), key=channels.count))
         except InputError as error:
             faults.extend(error.faults)
-    unknown = sorted({value for pair in config.mirror_pairs or () for value in pair} - set(datalist.labels))
-    if unknown:
-        faults.add("", "mirror_pairs", f"names {unknown}, which are no labels; those are {sorted(datalist.labels)}")
+    faults.extend(pair_faults(config.mirror_pairs or (), sorted(datalist.labels)))
     return faults.items
 
 
@@ -182,22 +178,34 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
 
     A family that the user named is kept whatever speaks against it. InputError where none is left.
     """
+    from autoseg.bundles import load_algo, template_settings
     from autoseg.bundles.contract import is_foreign
+    from autoseg.bundles.foreign import plan_foreign
 
     config, workspace = session.config, session.workspace
     folders = families(config)
     slots = session.slots(len(folders) * datalist.num_fold)
     machine = Machine(session.devices.kind, min(s.memory for s in slots), min(s.cpus for s in slots))
-    plans = {name: _plan(session, datalist, machine, name, folder) for name, folder in folders.items()}
+    found = read_yaml(workspace.datastats_yaml), read_yaml(workspace.input_yaml)
+    foreign = {name for name, folder in folders.items() if is_foreign(folder)}
+    plans = {}
+    for name, folder in folders.items():
+        said = {**config.settings, **config.family_settings.get(name, {})}
+        if name in foreign:
+            plans[name] = plan_foreign(name, folder, workspace, datalist, said)
+        else:
+            known = template_settings(folder)
+            overrides = {key: value for key, value in said.items() if key in known}
+            plans[name] = load_algo(name, folder).make_plan(*found, datalist, machine, overrides)
     against = {name: plan.skip or plan.spare for name, plan in plans.items() if plan.skip or plan.spare}
     kept = {name: plan for name, plan in plans.items() if config.algos or not config.allow_skip or name not in against}
     for name, reason in against.items():
         fate = "is trained because it was asked for" if name in kept else "is left out"
         session.notify(Event("warning", f"{name} {fate}: {reason}"))
     for name, plan in kept.items():
-        if is_foreign(folders[name]) and config.minutes:
+        if name in foreign and config.minutes:
             session.notify(Event("warning", f"{name} ends as its own settings say: minutes mean nothing to it"))
-        elif not is_foreign(folders[name]):
+        elif name not in foreign:
             said = {**config.settings, **config.family_settings.get(name, {})}
             for key, value in budget(session, len(kept) * datalist.num_fold, len(slots)).items():
                 plan.set(key, said.get(key, value), "set by the user" if key in said else "a share of the minutes")
@@ -212,21 +220,6 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
     if not kept:
         raise InputError(Fault("", "algos", f"{name} does not suit: {reason}") for name, reason in against.items())
     return kept
-
-
-def _plan(session: Session, datalist: Datalist, machine: Machine, name: str, folder: Path) -> Plan:
-    from autoseg.bundles import load_algo, template_settings
-    from autoseg.bundles.contract import is_foreign
-    from autoseg.bundles.foreign import plan_foreign
-
-    config, workspace = session.config, session.workspace
-    said = {**config.settings, **config.family_settings.get(name, {})}
-    if is_foreign(folder):
-        return plan_foreign(name, folder, workspace, datalist, said)
-    known = template_settings(folder)
-    stats, source = read_yaml(workspace.datastats_yaml), read_yaml(workspace.input_yaml)
-    overrides = {key: value for key, value in said.items() if key in known}
-    return load_algo(name, folder).make_plan(stats, source, datalist, machine, overrides)
 
 
 def budget(session: Session, jobs: int, slots: int) -> dict[str, Any]:
@@ -251,9 +244,9 @@ def write_bundles(session: Session, datalist: Datalist, plans: Mapping[str, Plan
     for name, plan in plans.items():
         home = workspace.templates / name
         _replace_tree(folders[name], home)
+        foreign, remove = is_foreign(home), functools.partial(_remove_bundle, session)
         for fold in range(datalist.num_fold):
-            if is_foreign(home):
-                remove = functools.partial(_remove_bundle, session)
+            if foreign:
                 bundles.append(write_foreign(name, fold, workspace, datalist, plan, remove))
             else:
                 bundles.append(_write_bundle(session, name, fold, plan))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,17 +122,17 @@ def _plan_normalization(plan: Plan, stats: Statistics, modes: Sequence[str]) -> 
         plan.set("normalize_mode", "zscore", "intensities are relative: z-score of each case and channel")
         plan.set("intensity_bounds", None, "not needed for z-scores")
         return
-    known = [*stats.intensity, *stats.intensity[-1:] * len(modes)]  # MONAI's statistics are of the first channel
-    wide = [i.std > WIDE * i.label_std > 0 for i, mode in zip(known, modes, strict=False) if mode == "ct"]
+    channels = list(zip(stats.intensity, modes, strict=True))
+    wide = any(i.std > WIDE * i.label_std > 0 for i, mode in channels if mode == "ct")
     bounds = [
-        None if mode != "ct" else [i.percentile_00_5, i.percentile_99_5, *(_centre_and_scale(i, any(wide)))]
-        for i, mode in zip(known, modes, strict=False)
+        None if mode != "ct" else [i.percentile_00_5, i.percentile_99_5, *_centre_and_scale(i, wide)]
+        for i, mode in channels
     ]
     plan.set("normalize_mode", "ct", "CT numbers are absolute: clipped and scaled by the pooled foreground")
-    what = "a typical label" if any(wide) else "foreground"
+    what = "a typical label" if wide else "foreground"
     plan.set("intensity_bounds", bounds, f"by channel: 0.5 and 99.5 percentile, centre and deviation of {what}")
-    spread = f"labels together are {'over' if any(wide) else 'under'} {WIDE:g} times as widely spread as a typical one"
-    plan.set("intensity_asinh", any(wide), spread)
+    spread = f"labels together are {'over' if wide else 'under'} {WIDE:g} times as widely spread as a typical one"
+    plan.set("intensity_asinh", wide, spread)
 
 
 def _centre_and_scale(intensity: Intensity, wide: bool) -> tuple[float, float]:
@@ -192,10 +192,9 @@ def plan_mirroring(
     axes, reason = ([0, 1, 2], "a long schedule") if machine.kind == "cuda" else ([0], "a short schedule")
     found = [[int(v) for v in pair] for pair in pairs] if pairs is not None else left_right_pairs(labels)
     paired = {value for pair in found for value in pair}
-    unknown = sorted(paired - set(plan.settings["label_values"]))
-    if unknown:
-        message = f"names {unknown}, which are no labels; those are {plan.settings['label_values'][1:]}"
-        raise InputError([Fault("", "mirror_pairs", message)])
+    faults = pair_faults(found, plan.settings["label_values"])
+    if faults:
+        raise InputError(faults)
     axes = [axis for axis in axes if axis != plan.settings.get("slice_axis")]
     alone: list[str] = []
     if pairs is None:
@@ -211,6 +210,20 @@ def plan_mirroring(
         plan.set("mirror_axes", axes, reason)
     names = ", ".join(f"{labels.get(a, a)}/{labels.get(b, b)}" for a, b in found)
     plan.set("mirror_pairs", found, f"left and right: {names}" if found else "no labels that differ only in the side")
+
+
+def pair_faults(pairs: Sequence[Sequence[int]], values: Sequence[int]) -> list[Fault]:
+    """What is wrong with `mirror_pairs`: values that are none of the labels'."""
+    labels = sorted(set(values) - {0})
+    unknown = sorted({value for pair in pairs for value in pair} - set(values))
+    message = f"names {unknown}, which are no labels; those are {labels}"
+    return [Fault("", "mirror_pairs", message)] if unknown else []
+
+
+def other_side(parts: Sequence[Iterable[int]], pairs: Sequence[Sequence[int]]) -> list[frozenset[int]]:
+    """Sets of label values as they are called once left and right, the two of each of `pairs`, have changed places."""
+    other = {int(value): int(there) for a, b in pairs for value, there in ((a, b), (b, a))}
+    return [frozenset(other.get(value, value) for value in part) for part in parts]
 
 
 SIDES = (
@@ -253,8 +266,7 @@ def left_right_pairs(labels: Mapping[int, str]) -> list[list[int]]:
 def _one_sided(regions: Mapping[str, Sequence[int]], pairs: Sequence[Sequence[int]]) -> list[str]:
     """Regions that name a side and do not become another one where the labels of `pairs` change places."""
     names, parts = dict(enumerate(regions)), [frozenset(values) for values in regions.values()]
-    other = {int(a): int(b) for pair in pairs for a, b in (pair, reversed(list(pair)))}
-    there = [frozenset(other.get(v, v) for v in part) for part in parts]
+    there = other_side(parts, pairs)
     sided = {n for pair in left_right_pairs(names) for n in pair} | {n for n in names if names_side(names[n])}
     return [names[n] for n in sorted(sided) if there[n] == parts[n] or there[n] not in parts]
 
