@@ -10,6 +10,13 @@ from typing import Any
 from autoseg.bundles.preprocessing import preprocessing
 from autoseg.evaluation import nesting
 
+# As autoseg.engine.precision: near a tie of classes another precision decides otherwise. MONAI's `amp` knows CUDA alone.
+DTYPE = "$getattr(torch, 'bfloat16' if @precision == 'float16' and @device.type == 'cpu' else @precision)"
+AUTOCAST = (
+    "$setattr(@network, 'forward', "
+    "torch.autocast(@device.type, @dtype, enabled=@dtype is not torch.float32)(@network.forward))"
+)
+
 
 def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
     """`inference.yaml`: parses alone, needs MONAI and pytorch-ignite only; predicts `dataset_dir` into `output_dir`."""
@@ -23,6 +30,7 @@ def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) ->
     }
     config["network_def"] = copy.deepcopy(network["network_def"])
     config["network"] = "$@network_def.to(@device)"
+    config["dtype"] = DTYPE
     config["preprocessing"] = preprocessing(settings, ["image"])
     config["dataset"] = {
         "_target_": "Dataset",
@@ -44,7 +52,7 @@ def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) ->
         "val_handlers": "@handlers",
         "amp": False,
     }
-    config["initialize"] = ["$monai.utils.set_determinism(0)"]
+    config["initialize"] = ["$monai.utils.set_determinism(0)", AUTOCAST]
     config["run"] = ["$@evaluator.run()"]
     return config
 
@@ -105,5 +113,5 @@ def _postprocessing(settings: Mapping[str, Any]) -> dict[str, Any]:
 def referenced(settings: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
     """The hyper-parameters that inference needs: those its parts name with @."""
     text = json.dumps(network) + json.dumps(preprocessing(settings, ["image"]))
-    wanted = {"roi_size", "sw_batch_size", "overlap", "label_values", "slice_axis"}
+    wanted = {"roi_size", "sw_batch_size", "overlap", "label_values", "slice_axis", "precision"}
     return {key: value for key, value in settings.items() if key in wanted or f"@{key}" in text}

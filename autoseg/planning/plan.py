@@ -20,6 +20,7 @@ from autoseg.planning.patch import (
 from autoseg.planning.statistics import Intensity, Machine, Statistics
 
 WIDE = 3.0  # times the deviation of a typical label: from there on a z-score hides soft tissue
+OFTEN = 50.0  # patches of one case in a short schedule: from there on they must differ more
 CPU_ITERATIONS = 1000  # about ten minutes of one core for a patch of 40x56x40 at 16 filters and batch 2
 
 
@@ -153,6 +154,9 @@ def _plan_length(plan: Plan, stats: Statistics, machine: Machine, traits: Family
         plan.set("num_epochs", epochs, f"about {CPU_ITERATIONS} steps: a fold trains in minutes on a CPU")
         plan.set("learning_rate", traits.learning_rate_cpu, "AdamW, short schedule")
         plan.set("ema_decay", 0.99, "averages about 100 steps")
+        seen = CPU_ITERATIONS * int(plan.settings["num_images_per_batch"]) / max(1, stats.n_cases)
+        if seen > OFTEN and traits.spatial_dims == 3:
+            plan.set("affine_prob", 0.5, f"each case is seen about {seen:.0f} times")
     share = 0.33 if machine.kind == "cuda" else 0.66
     plan.set(
         "foreground_share", share, "nnU-Net's third" if machine.kind == "cuda" else "a short schedule must see labels"

@@ -170,6 +170,12 @@ def test_monai_plain_statistics_are_enough() -> None:
     assert plan_family(stats, CPU, ["ct", "ct"], TRAITS).settings["roi_size"]
 
 
+def test_few_cases_that_are_seen_often_are_bent_more() -> None:
+    few, many = (plan_family(statistics(n_cases=n), CPU, ["ct"], TRAITS).settings for n in (16, 160))
+    assert few["affine_prob"] == 0.5 and "affine_prob" not in many
+    assert "affine_prob" not in plan_family(statistics(n_cases=16), GPU, ["ct"], TRAITS).settings
+
+
 def test_ct_and_pet_together() -> None:
     channels = (Intensity(60.0, 20.0, -50.0, 200.0, 55.0, 15.0), Intensity(3.0, 2.0, 0.0, 12.0, 3.0, 1.5))
     settings = plan_family(statistics(channels=2, intensity=channels), CPU, ["ct", "zscore"], TRAITS).settings
