@@ -7,10 +7,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from autoseg.bundles.preprocessing import preprocessing
 from autoseg.evaluation import nesting
 
-# As autoseg.engine.precision: near a tie of classes another precision decides otherwise. MONAI's `amp` knows CUDA alone.
+# as autoseg.engine.precision: near a tie of classes another one decides otherwise; MONAI's `amp` knows CUDA alone
 DTYPE = "$getattr(torch, 'bfloat16' if @precision == 'float16' and @device.type == 'cpu' else @precision)"
 AUTOCAST = (
     "$setattr(@network, 'forward', "
@@ -106,7 +108,7 @@ def _postprocessing(settings: Mapping[str, Any]) -> dict[str, Any]:
         steps.append({"_target_": "MapLabelValued", "keys": "pred", **own})
     highest = 1 if regions and nested is None else max(nested.values if nested else settings["label_values"])
     save = {"_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "output_postfix": "seg"}
-    steps.append({**save, "output_dtype": f"$np.uint{8 if highest < 256 else 16}"})
+    steps.append({**save, "output_dtype": f"$np.{np.min_scalar_type(highest)}"})
     return {"_target_": "Compose", "transforms": steps}
 
 

@@ -59,10 +59,10 @@ class Classes:
         return bool(self.regions) and self._nesting is None
 
     @property
-    def dtype(self) -> type[np.unsignedinteger[Any]]:
+    def dtype(self) -> np.dtype[Any]:
         """The smallest unsigned integer that holds what a prediction's file holds."""
         highest = 1 if self.in_channels else max(self._nesting.values if self.regions else self.values)
-        return np.uint8 if highest < 256 else np.uint16 if highest < 65536 else np.uint32
+        return np.min_scalar_type(highest)
 
     # ---- in training
 
