@@ -12,12 +12,10 @@ import numpy as np
 from autoseg.bundles.preprocessing import preprocessing
 from autoseg.evaluation import nesting
 
-# as autoseg.engine.precision: near a tie of classes another one decides otherwise; MONAI's `amp` knows CUDA alone
+# As the engine computes, for near a tie of classes anything else decides otherwise: in its precision (MONAI's `amp`
+# knows CUDA alone), and probabilities, not logits, are averaged over the windows.
 DTYPE = "$getattr(torch, 'bfloat16' if @precision == 'float16' and @device.type == 'cpu' else @precision)"
-AUTOCAST = (
-    "$setattr(@network, 'forward', "
-    "torch.autocast(@device.type, @dtype, enabled=@dtype is not torch.float32)(@network.forward))"
-)
+AUTOCAST = "torch.autocast(@device.type, @dtype, enabled=@dtype is not torch.float32)"
 
 
 def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,8 +29,10 @@ def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) ->
         **referenced(settings, network),
     }
     config["network_def"] = copy.deepcopy(network["network_def"])
-    config["network"] = "$@network_def.to(@device)"
     config["dtype"] = DTYPE
+    activate = "sigmoid()" if settings["regions"] else "softmax(1)"
+    config["probabilities"] = f"$lambda x, logits=@network_def.forward: {AUTOCAST}(logits)(x).float().{activate}"
+    config["network"] = "$(setattr(@network_def, 'forward', @probabilities), @network_def.to(@device))[1]"
     config["preprocessing"] = preprocessing(settings, ["image"])
     config["dataset"] = {
         "_target_": "Dataset",
@@ -54,7 +54,7 @@ def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) ->
         "val_handlers": "@handlers",
         "amp": False,
     }
-    config["initialize"] = ["$monai.utils.set_determinism(0)", AUTOCAST]
+    config["initialize"] = ["$monai.utils.set_determinism(0)"]
     config["run"] = ["$@evaluator.run()"]
     return config
 
@@ -89,10 +89,7 @@ def _postprocessing(settings: Mapping[str, Any]) -> dict[str, Any]:
         "nearest_interp": False,
         "to_tensor": True,
     }
-    steps: list[dict[str, Any]] = [
-        {"_target_": "Activationsd", "keys": "pred", **({"sigmoid": True} if regions else {"softmax": True})},
-        invert,
-    ]
+    steps: list[dict[str, Any]] = [invert]
     nested = nesting(regions) if regions else None
     if regions and nested is None:
         steps.append({"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5})
