@@ -11,6 +11,7 @@ import numpy as np
 
 from autoseg.bundles.preprocessing import preprocessing
 from autoseg.evaluation import nesting
+from autoseg.planning.plan import mirrored_outputs, mirrorings
 
 # As the engine computes, for near a tie of classes anything else decides otherwise: in its precision (MONAI's `amp`
 # knows CUDA alone), and probabilities, not logits, are averaged over the windows.
@@ -32,7 +33,8 @@ def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) ->
     config["dtype"] = DTYPE
     activate = "sigmoid()" if settings["regions"] else "softmax(1)"
     config["probabilities"] = f"$lambda x, logits=@network_def.forward: {AUTOCAST}(logits)(x).float().{activate}"
-    config["network"] = "$(setattr(@network_def, 'forward', @probabilities), @network_def.to(@device))[1]"
+    config["mirrored"] = f"$lambda x, one=@probabilities: {_mirrored(settings)}"
+    config["network"] = "$(setattr(@network_def, 'forward', @mirrored), @network_def.to(@device))[1]"
     config["preprocessing"] = preprocessing(settings, ["image"])
     config["dataset"] = {
         "_target_": "Dataset",
@@ -66,6 +68,21 @@ def sliding_window(settings: Mapping[str, Any], overlap: str) -> dict[str, Any]:
         return {"_target_": "SlidingWindowInferer", **config}
     config["roi_size"] = "$[n for axis, n in enumerate(@roi_size) if axis != @slice_axis]"
     return {"_target_": "SliceInferer", "spatial_dim": "@slice_axis", **config}
+
+
+def _mirrored(settings: Mapping[str, Any]) -> str:
+    """The mean of the answers `one` gives to a batch `x` and to its mirror images, left and right put back in place."""
+    across = settings["slice_axis"]
+    axes = [int(axis) for axis in settings["mirror_axes_inference"] if axis != across]
+    if not axes:
+        return "one(x)"
+    parts = settings["regions"] or [(value,) for value in settings["label_values"]]
+    same, swapped = list(range(len(parts))), mirrored_outputs(parts, settings["mirror_pairs"] or [])
+    views = [
+        ([2 + axis - (across is not None and axis > across) for axis in group], swapped if 0 in group else same)
+        for group in mirrorings(axes)
+    ]
+    return f"sum(one(x.flip(d)).flip(d)[:, o] for d, o in {views}) / {len(views)}"
 
 
 def _data(settings: Mapping[str, Any]) -> str:

@@ -15,10 +15,9 @@ import numpy.typing as npt
 import torch
 
 from autoseg.engine.geometry import background
-from autoseg.errors import Fault, InputError
 from autoseg.evaluation import Scored, dice_by_label
 from autoseg.evaluation.regions import bits_of_channels, bits_of_values, nesting
-from autoseg.planning.plan import other_side
+from autoseg.planning.plan import mirrored_outputs
 
 
 @dataclass(frozen=True)
@@ -116,17 +115,8 @@ class Classes:
         return block.index_fill(1 + axis, index, 0.0) if self.regions else background(block, axis, index)
 
     def mirrored(self, pairs: Sequence[Sequence[int]]) -> list[int]:
-        """The output that each one becomes when left and right (pairs of label values) change places.
-
-        InputError where a region has no counterpart: then windows cannot be mirrored along left-right.
-        """
-        parts = [frozenset(r) for r in self.regions] or [frozenset([v]) for v in self.values]
-        there = other_side(parts, pairs)
-        alone = [sorted(part) for part, counterpart in zip(parts, there, strict=True) if counterpart not in parts]
-        if alone:
-            message = f"the region of values {alone[0]} has no counterpart on the other side: leave out axis 0"
-            raise InputError([Fault("", "mirror_axes_inference", message)])
-        return [parts.index(counterpart) for counterpart in there]
+        """The output that each one becomes when left and right (pairs of label values) change places."""
+        return mirrored_outputs(self.regions or [(value,) for value in self.values], pairs)
 
 
 def argmax(block: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,7 @@ IGNORED |= {"auto_scale_roi", "auto_scale_filters"}
 # by these the bundle's files are written one way or another
 RENDERED = {"resample", "normalize_mode", "intensity_asinh", "image_files", "image_dims", "spatial_dims", "regions"}
 RENDERED |= {"label_values", "output_classes", "class_names", "modality", "input_channels"}
+RENDERED |= {"mirror_axes_inference", "mirror_pairs"}
 logger = logging.getLogger(__name__)
 
 

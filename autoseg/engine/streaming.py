@@ -22,6 +22,7 @@ from monai.data.utils import compute_importance_map
 
 from autoseg.engine.classes import Classes
 from autoseg.engine.slices import run_network, slice_axis
+from autoseg.planning.plan import mirrorings
 
 IN_MEMORY = 512 * 2**20  # bytes up to which a store stays in memory
 STEPS, HALF = 65535, 32768  # values a 16-bit integer takes over 0..1, and where its sign changes
@@ -194,11 +195,6 @@ def _window(image: torch.Tensor, corner: Sequence[int], patch: Sequence[int]) ->
     return image
 
 
-def _flips(axes: Sequence[int]) -> list[tuple[int, ...]]:
-    """Every combination of the mirrored axes, as tensor dimensions of [B, C, X, Y, Z]; the first mirrors nothing."""
-    return [tuple(2 + a for a in some) for n in range(len(axes) + 1) for some in itertools.combinations(axes, n)]
-
-
 class _Answer:
     """Mean over networks and mirrorings of the probabilities of windows, float32 [B, K, ...]."""
 
@@ -209,7 +205,8 @@ class _Answer:
             raise ValueError("no network was given")
         self.networks, self.classes, self.autocast = networks, classes, autocast
         self.slice_axis = slice_axis(settings)
-        self.flips = _flips([a for a in settings.get("mirror_axes_inference") or [] if a != self.slice_axis])
+        axes = [int(a) for a in settings.get("mirror_axes_inference") or [] if a != self.slice_axis]
+        self.flips = [tuple(2 + a for a in some) for some in mirrorings(axes)]  # dimensions of [B, C, X, Y, Z]
         sides = any(2 in dims for dims in self.flips) and settings.get("mirror_pairs")
         self.mirrored = classes.mirrored(settings["mirror_pairs"]) if sides else None
 

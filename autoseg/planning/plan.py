@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -228,6 +229,24 @@ def other_side(parts: Sequence[Iterable[int]], pairs: Sequence[Sequence[int]]) -
     """Sets of label values as they are called once left and right, the two of each of `pairs`, have changed places."""
     other = {int(value): int(there) for a, b in pairs for value, there in ((a, b), (b, a))}
     return [frozenset(other.get(value, value) for value in part) for part in parts]
+
+
+def mirrorings(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """Every combination of the mirrored axes; the first mirrors nothing."""
+    return [some for n in range(len(axes) + 1) for some in itertools.combinations(axes, n)]
+
+
+def mirrored_outputs(parts: Sequence[Iterable[int]], pairs: Sequence[Sequence[int]]) -> list[int]:
+    """The output that each one becomes when left and right change places; `parts`: the label values of every output.
+
+    InputError where one has no counterpart: then windows cannot be mirrored along left-right.
+    """
+    here, there = [frozenset(part) for part in parts], other_side(parts, pairs)
+    alone = [sorted(part) for part, counterpart in zip(here, there, strict=True) if counterpart not in here]
+    if alone:
+        message = f"the region of values {alone[0]} has no counterpart on the other side: leave out axis 0"
+        raise InputError([Fault("", "mirror_axes_inference", message)])
+    return [here.index(counterpart) for counterpart in there]
 
 
 SIDES = (

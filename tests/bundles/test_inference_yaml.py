@@ -69,6 +69,10 @@ def test_it_predicts_as_the_engine(family: str, kind: str, bundle_of_family: Bun
     compare(bundle_of_family(family, kind, num_iterations=40), odd_path)
 
 
+def test_it_mirrors_as_the_engine(bundle_of_family: BundleOf, odd_path: Path) -> None:
+    compare(bundle_of_family("segresnet", "channels", num_iterations=40, mirror_axes_inference=[0, 1]), odd_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "kind"), [pair for pair in ALL if pair not in FAST])
 def test_every_family_does(family: str, kind: str, bundle_of_family: BundleOf, odd_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_settings_say_which_they_are() -> None:
     ],
 )
 def test_a_file_takes_the_smallest_integers(classes: Classes, dtype: type) -> None:
-    assert classes.dtype is dtype
+    assert classes.dtype == dtype
 
 
 def test_labels_are_decided_by_the_likeliest() -> None:
