@@ -34,17 +34,10 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "datasets" / "HeadNeckCT
 RIGHT, LEFT = 3, 4
 
 
-def run(
-    minutes: float = 66.0,
-    data: str = str(DATA),
-    work_dir: str = "work_dirs/headneck",
-    ensemble_method: str = "AlgoEnsembleAll",
-) -> None:
+def run(minutes: float = 66.0, data: str = str(DATA), work_dir: str = "work_dirs/headneck") -> None:
     """The one call, then the report."""
     started = time.monotonic()
-    config = load_config(
-        None, work_dir=work_dir, datalist=f"{data}/datalist.json", minutes=minutes, ensemble_method=ensemble_method
-    )
+    config = load_config(None, work_dir=work_dir, datalist=f"{data}/datalist.json", minutes=minutes)
     with Screen(Console()) as screen:
         run_pipeline(config, screen)
     print(f"{(time.monotonic() - started) / 60:.1f} minutes in all")
