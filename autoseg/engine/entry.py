@@ -46,7 +46,8 @@ def train(root: Path, override: Mapping[str, Any]) -> None:
         bundle = _bundle(root, override)
         _keep_for_inference(bundle)
         progress = Trainer(bundle).run()
-        score_validation(bundle, {"steps": progress.step, "seconds": round(progress.seconds, 1)})
+        facts = {"steps": progress.step, "seconds": round(progress.seconds, 1), "returns": progress.returns}
+        score_validation(bundle, facts)
 
     _scripted(root, work)
 

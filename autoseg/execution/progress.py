@@ -65,7 +65,9 @@ class MetricsReader:
             self._best = dice if self._best is None else max(self._best, dice)
 
     def facts(self, now: float) -> dict[str, Any]:
-        """step, steps, epoch, loss, mean_dice (the last), best_dice and seconds_left; None where not known."""
+        """step, steps, epoch, loss, mean_dice (the last), best_dice, seconds_left, returns (how often it went back to a
+        checkpoint) and their last reason; None where not known.
+        """
         latest = self._latest
         return {
             "step": _whole(latest.get("step")),
@@ -75,6 +77,8 @@ class MetricsReader:
             "mean_dice": _number(latest.get("mean_dice")),
             "best_dice": self._best,
             "seconds_left": self._seconds_left(now),
+            "returns": _whole(latest.get("returns")),
+            "reason": latest.get("reason"),
         }
 
     def _seconds_left(self, now: float) -> float | None:
