@@ -81,6 +81,7 @@ def score_validation(bundle: Bundle, facts: Mapping[str, Any]) -> None:
         prediction = scored.read(path)
         reference, _ = onto_grid_of(prediction, scored.read(str(case.label)))
         scores.append(scored.dice(prediction.data, reference.data))
+        logger.info("validated %s", case.id)  # a sign of life
         rows += [{"case": case.id, "label": int(k), "dice": v} for k, v in scores[-1].items()]
     mean = mean_dice(scores)
     found = {"mean_dice": mean, "dice": mean_dice_by_label(scores), "cases": rows}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.devices import job_environment
+from autoseg.errors import InputError
 from autoseg.execution.executor import Executor
 from autoseg.execution.plan import assign, check_jobs, longest_first
 from autoseg.execution.progress import MetricsReader
@@ -42,6 +44,9 @@ class _Entry:
     seconds: float = 0.0
     log_start: int = 0
     metrics: MetricsReader | None = None
+    signs: tuple[int, ...] = ()
+    alive: float = 0.0
+    fault: str | None = None
     result: JobResult | None = None
 
     @property
@@ -64,11 +69,15 @@ class Scheduler:
         notify: Callable[[Event], None],
         poll_seconds: float = 0.2,
         max_tries: int = 1,
+        stuck_seconds: float = math.inf,
     ):
         """`poll_seconds`: the longest time between two looks; an executor that can tells of an end at once.
 
-        `max_tries`: how often `run` starts a job before it counts as failed.
+        `max_tries`: how often `run` starts a job before it counts as failed; one that says (by exit code 2) that its
+        input is wrong is not tried again. `stuck_seconds`: a job whose log and progress have not grown for so long is
+        ended.
         """
+        self.stuck_seconds = stuck_seconds
         self.executor, self.slots, self.jobs_dir = executor, tuple(slots), Path(jobs_dir)
         self.notify, self.poll_seconds, self.max_tries = notify, poll_seconds, max_tries
         self._entries: dict[str, _Entry] = {}
@@ -111,6 +120,8 @@ class Scheduler:
                 code = self.executor.poll(entry.handle)
                 if code is not None:
                     self._ended(entry, code)
+                else:
+                    self._end_if_stuck(entry)
             self._skip_hopeless()
             self._start_ready()
             if self._interrupts:
@@ -157,6 +168,7 @@ class Scheduler:
     def _start(self, entry: _Entry, slots: tuple[Slot, ...]) -> bool:
         job = entry.job
         entry.slots, entry.started = slots, self.executor.now()
+        entry.signs, entry.alive, entry.fault = (), entry.started, None
         entry.tries, entry.starts, entry.seconds = entry.tries + 1, entry.starts + 1, 0.0
         # from here on an older result is no evidence: the outputs are about to change
         running = JobResult(job.id, "running", job.fingerprint, tries=entry.tries, log=str(entry.log))
@@ -188,8 +200,22 @@ class Scheduler:
                 file.write(f"\n=== try {entry.tries}, {time.strftime('%Y-%m-%d %H:%M:%S')} ===\n")
         entry.log_start = entry.log.stat().st_size if entry.log.exists() else 0
 
+    def _end_if_stuck(self, entry: _Entry) -> None:
+        """Ask a job to end that has given no sign of life for too long; `_ended` then finds the reason in `fault`."""
+        now = self.executor.now()
+        progress = Path(entry.job.cwd) / entry.job.progress if entry.job.progress else entry.log
+        signs = tuple(path.stat().st_size if path.exists() else -1 for path in (entry.log, progress))
+        if signs != entry.signs:
+            entry.signs, entry.alive = signs, now
+        elif entry.fault is None and now - entry.alive > self.stuck_seconds:
+            entry.fault = f"stuck: its log and progress have not grown for {now - entry.alive:.0f} s; it was ended"
+            self.executor.cancel(entry.handle)
+
     def _ended(self, entry: _Entry, code: int) -> None:
         entry.seconds = self.executor.now() - entry.started
+        if entry.fault is not None:
+            self._failed(entry, entry.fault, entry.fault, code)
+            return
         missing = missing_outputs(entry.job)
         if code == 0 and not missing:
             self._finish(entry, "done", None)
@@ -204,7 +230,7 @@ class Scheduler:
         self._failed(entry, headline, error, code)
 
     def _failed(self, entry: _Entry, headline: str, error: str, code: int | None) -> None:
-        again = entry.starts < self.max_tries
+        again = entry.starts < self.max_tries and code != InputError.exit_code
         if again:
             entry.state, entry.slots, entry.handle = "waiting", (), None
         else:

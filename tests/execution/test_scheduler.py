@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from autoseg.errors import InputError
-from autoseg.execution import FakeExecutor, FakeRun, Scheduler, is_done, read_result
+from autoseg.execution import FakeExecutor, FakeRun, LocalExecutor, Scheduler, is_done, read_result
 from autoseg.records import Event, Job, JobResult, Resources, Slot
 
 CPU = [Slot(f"cpu{i}", "cpu", 2) for i in range(8)]
@@ -164,6 +164,46 @@ def test_further_tries_where_they_are_granted(room: Room) -> None:
     assert [event.facts["again"] for event in room.kinds("job_failed")] == [True, True]
     log = (room.jobs_dir / "a" / "output.log").read_text()
     assert log.count("oops") == 3 and log.count("=== try") == 2
+
+
+def test_a_job_whose_input_is_wrong_is_not_tried_again(room: Room) -> None:
+    result = room.run([room.job("a")], CPU[:1], lambda j: FakeRun(1, 2, "no such file\n"), max_tries=3)["a"]
+    assert (result.status, result.tries) == ("failed", 1)
+
+
+def test_a_job_without_a_sign_of_life_is_ended_and_tried_again(room: Room) -> None:
+    runs = iter([FakeRun(1e6), FakeRun(5)])
+    room.executor = FakeExecutor(lambda job: next(runs))
+    scheduler = Scheduler(room.executor, CPU[:1], room.jobs_dir, room.events.append, max_tries=2, stuck_seconds=60)
+    result = scheduler.run([room.job("a")])["a"]
+    assert (result.status, result.tries) == ("done", 2)
+    (failed,) = room.kinds("job_failed")
+    assert "stuck" in failed.message and "is tried again" in failed.message
+    assert 60 < room.executor.clock < 70
+
+
+def test_a_stopped_process_is_ended_and_tried_again(tmp_path: Path) -> None:
+    """SIGSTOP: the process is there, and does nothing; it cannot even heed SIGTERM."""
+    script = "test -e stopped && exit 0; touch stopped; kill -STOP $$"
+    job = Job("a", ("/bin/sh", "-c", script), str(tmp_path), fingerprint="f1")
+    events: list[Event] = []
+    limits = {"max_tries": 2, "stuck_seconds": 0.5}
+    result = Scheduler(LocalExecutor(0.2), CPU[:1], tmp_path / "jobs", events.append, **limits).run([job])["a"]
+    assert (result.status, result.tries) == ("done", 2)
+    assert "stuck" in next(event.message for event in events if event.kind == "job_failed")
+
+
+def test_what_grows_is_alive(room: Room) -> None:
+    """A log that grows now and then keeps a job going, however long it takes."""
+    job = room.job("a", progress="metrics.jsonl")
+    room.executor = FakeExecutor(lambda job: FakeRun(600))
+
+    def notify(event: Event) -> None:
+        with open(Path(job.cwd) / "metrics.jsonl", "a") as file:
+            file.write("{}\n")
+
+    scheduler = Scheduler(room.executor, CPU[:1], room.jobs_dir, notify, max_tries=1, stuck_seconds=60)
+    assert scheduler.run([job])["a"].status == "done"
 
 
 def test_a_new_fingerprint_starts_a_new_log(room: Room) -> None:
