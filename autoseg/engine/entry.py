@@ -46,7 +46,12 @@ def train(root: Path, override: Mapping[str, Any]) -> None:
         bundle = _bundle(root, override)
         _keep_for_inference(bundle)
         progress = Trainer(bundle).run()
-        facts = {"steps": progress.step, "seconds": round(progress.seconds, 1), "returns": progress.returns}
+        facts = {
+            "steps": progress.step,
+            "seconds": round(progress.seconds, 1),
+            "returns": progress.returns,
+            "parts": progress.parts,
+        }
         score_validation(bundle, facts)
 
     _scripted(root, work)

@@ -19,6 +19,7 @@ from autoseg.engine.astray import MOST_RETURNS, AstrayError, LossWatch
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.cache import ensure_cached, source_stamp
 from autoseg.engine.checkpoints import load_checkpoint, random_states, restore_random_states, save_checkpoint
+from autoseg.engine.memory import free_memory, out_of_memory
 from autoseg.engine.patches import PatchDataset, patch_loader
 from autoseg.engine.precision import autocast_for, compute_dtype, training_precision
 from autoseg.engine.recipe import build_average, build_loss, build_optimizer, learning_rate
@@ -55,6 +56,7 @@ class Progress:
     validations: int = 0
     validation_seconds: float = 0.0
     returns: int = 0  # to an earlier checkpoint, because the loss had gone astray
+    parts: int = 1  # that a batch is split into, because memory ran out
     loss: float = math.nan
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -176,7 +178,7 @@ class Trainer:
 
     def _go_back(self, error: AstrayError) -> None:
         """To the last checkpoint, or to fresh weights; raises the error where that was done too often."""
-        returns, seconds = self.progress.returns + 1, self._seconds()
+        returns, seconds, parts = self.progress.returns + 1, self._seconds(), self.progress.parts
         if returns > MOST_RETURNS:
             raise error
         if not self._restore():
@@ -187,20 +189,39 @@ class Trainer:
             self.progress, self.watch = Progress(), LossWatch()
         self._forget_after(self.progress.step)
         self.progress.returns, self.progress.seconds, self._resumed = returns, seconds, time.monotonic()
+        self.progress.parts = parts
         self._save_checkpoint()
-        self._log({"returns": returns, "reason": str(error)})
-        where = f"to step {self.progress.step}, with half the learning rate"
-        logger.warning("%s: back %s (%d of %d times)", error, where, returns, MOST_RETURNS)
+        where = f"back to step {self.progress.step}, with half the learning rate"
+        self._warn(f"{error}: {where} ({returns} of {MOST_RETURNS} times)")
 
     def _step(self, batch: dict[str, torch.Tensor]) -> float:
-        image = batch["image"].to(self.device, non_blocking=True, memory_format=self.layout)
-        label = batch["label"].to(self.device, non_blocking=True)
+        """One optimiser step; where memory runs out, with fewer patches at a time from then on."""
+        while True:
+            try:
+                return self._optimise(batch)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error) or self.progress.parts >= self.batch:
+                    raise
+            # out of the handler, whose frames hold the tensors
+            free_memory()
+            self.progress.parts = min(self.batch, 2 * self.progress.parts)
+            at_once = math.ceil(self.batch / self.progress.parts)
+            self._warn(f"memory ran out at step {self.progress.step + 1}: {at_once} of {self.batch} patches at a time")
+
+    def _optimise(self, batch: dict[str, torch.Tensor]) -> float:
+        """Gradients of the batch, summed over its parts, and the step that they ask for; returns the mean loss."""
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
-        with self.autocast():
-            outputs = self.network(image)
-        loss = self.loss(outputs, label)
-        self.scaler.scale(loss).backward()
+        parts = [part.chunk(self.progress.parts) for part in (batch["image"], batch["label"])]
+        total = 0.0
+        for images, labels in zip(*parts, strict=True):
+            image = images.to(self.device, non_blocking=True, memory_format=self.layout)
+            label = labels.to(self.device, non_blocking=True)
+            with self.autocast():
+                outputs = self.network(image)
+            loss = self.loss(outputs, label) * (len(image) / len(batch["image"]))
+            self.scaler.scale(loss).backward()
+            total += float(loss.detach())
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), float(self.settings["gradient_clip"]))
         # one gradient that is not finite must not cost the weights
@@ -210,7 +231,12 @@ class Trainer:
             self.average.update_parameters(self.network)
         else:
             logger.warning("step %d has no effect: its gradient is not finite", self.progress.step + 1)
-        return float(loss.detach())
+        return total
+
+    def _warn(self, message: str) -> None:
+        """Say what the run's user should know: in the log, and by metrics.jsonl where the run listens."""
+        logger.warning("%s", message)
+        self._log({"warning": message})
 
     def _validation_due(self) -> bool:
         """At the end always; else every num_epochs_per_validation, or a tenth of a budget in steps or seconds."""

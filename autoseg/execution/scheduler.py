@@ -37,7 +37,6 @@ class _Entry:
     state: str = "waiting"
     tries: int = 0
     starts: int = 0
-    returns: int = 0
     slots: tuple[Slot, ...] = ()
     handle: Any = None
     started: float = 0.0
@@ -270,11 +269,8 @@ class Scheduler:
         row["seconds"] = now - entry.started if running else entry.result.seconds if entry.result else 0.0
         row["seconds_left"] = row["seconds_left"] if running else None
         row["tries"] = entry.tries
-        if (row["returns"] or 0) > entry.returns:
-            entry.returns = row["returns"]
-            facts = {"id": entry.job.id, "returns": entry.returns, "reason": row["reason"]}
-            message = f"{entry.job.id}: {row['reason']}; back to its last checkpoint, with half the learning rate"
-            self.notify(Event("warning", message, facts))
+        for message in reader.warnings():
+            self.notify(Event("warning", f"{entry.job.id}: {message}", {"id": entry.job.id}))
         return row
 
     @contextlib.contextmanager

@@ -291,18 +291,17 @@ def test_the_table_tells_once_a_second_where_every_job_is(room: Room) -> None:
     assert all(row["seconds_left"] is None for row in tables[-1]["jobs"])
 
 
-def test_a_training_that_went_back_is_told_once_a_return(room: Room) -> None:
+def test_what_a_job_warns_of_is_told_once(room: Room) -> None:
     job = room.job("a", 4, progress="metrics.jsonl")
 
     def behaviour(job: Job) -> FakeRun:
-        line = {"step": 7, "returns": 1, "reason": "the loss is nan at step 9"}
+        line = {"step": 7, "warning": "the loss is nan at step 9: back to step 7"}
         (Path(job.cwd) / "metrics.jsonl").write_text(json.dumps(line) + "\n")
         return FakeRun(job.cost)
 
     room.run([job], CPU[:1], behaviour)
     (event,) = room.kinds("warning")
-    assert "a: the loss is nan at step 9; back to its last checkpoint" in event.message
-    assert event.facts["returns"] == 1
+    assert event.message == "a: the loss is nan at step 9: back to step 7" and event.facts == {"id": "a"}
 
 
 def test_an_exception_cancels_what_runs_and_comes_through(room: Room) -> None:
