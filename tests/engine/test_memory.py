@@ -12,6 +12,7 @@ import torch
 
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.memory import out_of_memory
+from autoseg.engine.slices import run_network
 from autoseg.engine.trainer import Trainer
 
 MakeBundle = Callable[..., Path]
@@ -70,6 +71,23 @@ def test_parts_have_the_gradient_of_the_whole(make_bundle: MakeBundle) -> None:
 def test_one_patch_that_does_not_fit_is_an_error(make_bundle: MakeBundle) -> None:
     with pytest.raises(torch.OutOfMemoryError):
         trained(make_bundle(), 0, ERRORS[0])
+
+
+class Narrow(torch.nn.Module):
+    """Takes two windows at a time and no more."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 2:
+            raise ERRORS[0]
+        return x.repeat(1, 3, *[1] * (x.dim() - 2))
+
+
+@pytest.mark.parametrize("axis", [None, 2])
+def test_windows_that_do_not_fit_are_answered_by_halves(axis: int | None) -> None:
+    windows = torch.rand(7, 1, 4, 4, 1)
+    torch.testing.assert_close(run_network(Narrow(), windows, axis), windows.repeat(1, 3, 1, 1, 1))
+    with pytest.raises(torch.OutOfMemoryError):
+        run_network(lambda x: Narrow()(x.repeat(3, 1, 1, 1, 1)), windows[:1], None)  # type: ignore[arg-type]
 
 
 def test_another_error_is_none_of_memory(make_bundle: MakeBundle) -> None:
