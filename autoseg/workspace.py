@@ -232,11 +232,7 @@ class RunLock:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            try:
-                holder = dict(json.loads(file.read() or "{}"))
-            except (TypeError, ValueError):
-                holder = {}
+            holder = _holder(file)
             file.close()
             started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("started", 0)))
             message = f"in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}, started {started}"
@@ -259,3 +255,24 @@ class RunLock:
             self._file.truncate(0)
             self._file.close()
             self._file = None
+
+
+def lock_holder(workspace: Workspace) -> dict[str, Any] | None:
+    """Who holds a work_dir (pid, host, started, ...), as far as it is written there; None where nobody does."""
+    try:
+        with open(workspace.lock_file, encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _holder(file)
+            return None
+    except OSError:
+        return None
+
+
+def _holder(file: IO[str]) -> dict[str, Any]:
+    file.seek(0)
+    try:
+        return dict(json.loads(file.read() or "{}"))
+    except (TypeError, ValueError):
+        return {}
