@@ -62,6 +62,19 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         temporary.unlink(missing_ok=True)
 
 
+def append_line(path: str | Path, line: str) -> None:
+    """Append a line whole or not at all: what a full disk took of it is cut off again."""
+    with open(path, "ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        whole = (line + "\n").encode()
+        try:
+            if file.write(whole) < len(whole):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            file.truncate(before)
+            raise
+
+
 def file_stamp(path: str | Path) -> tuple[str, int, int]:
     """(absolute path, bytes, time of change in ns): differs where a file was replaced. Raises OSError without one.
 
@@ -208,8 +221,7 @@ class Workspace:
     def log_event(self, event: Event) -> None:
         """Append to `events.jsonl`; a full disk loses the line, not the run."""
         try:
-            with open(self.events_jsonl, "a", encoding="utf-8") as file:
-                file.write(json.dumps(to_plain(event), ensure_ascii=False) + "\n")
+            append_line(self.events_jsonl, json.dumps(to_plain(event), ensure_ascii=False))
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise

@@ -15,6 +15,7 @@ import torch
 from monai.data import set_track_meta
 
 from autoseg.devices import torch_device
+from autoseg.disk import patiently
 from autoseg.engine.astray import MOST_RETURNS, AstrayError, LossWatch
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.cache import ensure_cached, source_stamp
@@ -26,7 +27,7 @@ from autoseg.engine.recipe import build_average, build_loss, build_optimizer, le
 from autoseg.engine.validation import validate_cached
 from autoseg.errors import Fault, InputError
 from autoseg.records import to_plain
-from autoseg.workspace import atomic_file, write_yaml
+from autoseg.workspace import append_line, atomic_file, write_yaml
 
 LOG_SECONDS = 2.0
 RETURN_SEED = 1_000_003  # added to the seed of the patches at each return
@@ -273,7 +274,8 @@ class Trainer:
                 "best_avg_dice_score_step": self.progress.best_step,
             }
         )
-        write_yaml(self.bundle.root / "progress.yaml", self.progress.history, versioned=False)
+        progress = self.bundle.root / "progress.yaml"
+        patiently(lambda: write_yaml(progress, self.progress.history, versioned=False), progress)
         if self.watch.calm:
             self._save_checkpoint()
         logger.info("step %d: loss %.4f, mean Dice %.4f", self.progress.step, self.progress.loss, mean)
@@ -289,8 +291,8 @@ class Trainer:
             "loss": self.progress.loss,
             **values,
         }
-        with open(self.bundle.root / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(to_plain(line)) + "\n")
+        path = self.bundle.root / "metrics.jsonl"
+        patiently(lambda: append_line(path, json.dumps(to_plain(line))), path)
         for key in ("loss", "learning_rate", "mean_dice"):
             if key in line:
                 self._board.add_scalar(key, line[key], self.progress.step)

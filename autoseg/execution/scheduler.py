@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.devices import job_environment
+from autoseg.disk import LITTLE, patiently, room, says_full
 from autoseg.errors import InputError
 from autoseg.execution.executor import Executor
 from autoseg.execution.plan import assign, check_jobs, longest_first
@@ -26,6 +27,7 @@ from autoseg.workspace import write_json
 logger = logging.getLogger(__name__)
 TABLE_SECONDS = 1.0
 CANCEL_SECONDS = 60.0
+ENOUGH = 64 * 2**20  # bytes free on the disk for jobs that had filled it to go on
 
 
 @dataclass
@@ -81,6 +83,7 @@ class Scheduler:
         self.notify, self.poll_seconds, self.max_tries = notify, poll_seconds, max_tries
         self._entries: dict[str, _Entry] = {}
         self._interrupts = 0
+        self._cramped = False
 
     def run(self, jobs: Sequence[Job]) -> dict[str, JobResult]:
         """Run the jobs; returns every job's result, in the order given: done, failed or skipped.
@@ -151,7 +154,7 @@ class Scheduler:
                     self.notify(Event("job_skipped", f"{entry.job.id} skipped: {reason}", facts))
 
     def _start_ready(self) -> None:
-        while True:
+        while self._has_room():
             busy = {slot for entry in self._in_state("running") for slot in entry.slots}
             free = [slot for slot in self.slots if slot not in busy]
             ready = [
@@ -171,8 +174,8 @@ class Scheduler:
         entry.tries, entry.starts, entry.seconds = entry.tries + 1, entry.starts + 1, 0.0
         # from here on an older result is no evidence: the outputs are about to change
         running = JobResult(job.id, "running", job.fingerprint, tries=entry.tries, log=str(entry.log))
-        write_json(entry.folder / "job.json", job)
-        write_json(entry.folder / "result.json", running)
+        self._write(entry.folder / "job.json", job)
+        self._write(entry.folder / "result.json", running)
         self._open_log(entry)
         metrics = Path(job.cwd) / job.progress if job.progress else None
         entry.metrics = MetricsReader(metrics, from_start=entry.tries > 1)
@@ -206,7 +209,7 @@ class Scheduler:
         signs = tuple(path.stat().st_size if path.exists() else -1 for path in (entry.log, progress))
         if signs != entry.signs:
             entry.signs, entry.alive = signs, now
-        elif entry.fault is None and now - entry.alive > self.stuck_seconds:
+        elif entry.fault is None and now - entry.alive > self.stuck_seconds and room(entry.folder) >= LITTLE:
             entry.fault = f"stuck: its log and progress have not grown for {now - entry.alive:.0f} s; it was ended"
             self.executor.cancel(entry.handle)
 
@@ -223,10 +226,28 @@ class Scheduler:
             return
         lines = log_tail(entry.log, entry.log_start)
         headline, error = describe_failure(code, lines)
+        if code and (says_full("\n".join(lines)) or room(entry.folder) < LITTLE):
+            self._wait_for_room(entry)
+            return
         if code == 0:
             headline = f"ended well, but did not write {', '.join(missing)}"
             error = "\n".join([headline, *error.splitlines()[1:]])
         self._failed(entry, headline, error, code)
+
+    def _wait_for_room(self, entry: _Entry) -> None:
+        """A job that died of a full disk waits for its turn again, and no job starts until there is room."""
+        entry.state, entry.slots, entry.handle = "waiting", (), None
+        entry.tries, entry.starts = entry.tries - 1, entry.starts - 1
+        self._cramped = True
+        message = f"{entry.job.id} ended for want of disk space: it goes on when there is room in {self.jobs_dir}"
+        self.notify(Event("warning", message, {"id": entry.job.id, "log": str(entry.log)}))
+
+    def _has_room(self) -> bool:
+        """Whether jobs may start: after one died of a full disk, only once there is room again."""
+        if self._cramped and room(self.jobs_dir) >= ENOUGH:
+            self._cramped = False
+            self.notify(Event("stage", "there is room on the disk again: the jobs go on"))
+        return not self._cramped
 
     def _failed(self, entry: _Entry, headline: str, error: str, code: int | None) -> None:
         again = entry.starts < self.max_tries and code != InputError.exit_code
@@ -252,7 +273,20 @@ class Scheduler:
             error=error,
             log=str(entry.log) if entry.starts else None,
         )
-        write_json(entry.folder / "result.json", entry.result)
+        self._write(entry.folder / "result.json", entry.result)
+
+    def _write(self, path: Path, record: Job | JobResult) -> None:
+        """Write a record, however long the disk is full; Ctrl-C ends the waiting."""
+
+        def pause(seconds: float) -> None:
+            if self._interrupts:
+                raise KeyboardInterrupt
+            self.executor.wait(seconds)
+
+        def say(message: str) -> None:
+            self.notify(Event("warning", message, {"path": str(path)}))
+
+        patiently(lambda: write_json(path, record), path, say=say, pause=pause)
 
     def _show_jobs(self) -> None:
         now = self.executor.now()
@@ -311,7 +345,7 @@ class Scheduler:
             entry.seconds = self.executor.now() - entry.started
             try:
                 self._finish(entry, "cancelled", "cancelled while it ran")
-            except OSError:
+            except (OSError, KeyboardInterrupt):
                 logger.warning("%s: the result could not be written", entry.folder, exc_info=True)
         with contextlib.suppress(Exception):  # a listener that is broken must not hide why the run ends
             if running:

@@ -58,6 +58,18 @@ def test_it_goes_back_with_half_the_rate_and_ends_whole(make_bundle: MakeBundle,
     assert steps == sorted(steps)
 
 
+def test_a_gradient_that_is_not_finite_costs_one_step(make_bundle: MakeBundle) -> None:
+    trainer = Trainer(Bundle.load(make_bundle()))
+    parameter = next(trainer.network.parameters())
+    before = parameter.detach().clone()
+    handle = parameter.register_hook(lambda gradient: gradient * math.inf)
+    batch = {"image": torch.rand(2, 1, 16, 16, 16), "label": torch.ones(2, 1, 16, 16, 16)}
+    assert math.isfinite(trainer._step(batch)) and torch.equal(parameter, before)
+    handle.remove()
+    trainer._step(batch)
+    assert not torch.equal(parameter, before)
+
+
 def test_it_gives_up_after_three_returns(make_bundle: MakeBundle) -> None:
     trainer = Faulty(make_bundle(), {3}, always=True)
     with pytest.raises(AstrayError, match="nan at step 3"):
