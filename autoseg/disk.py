@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error, or one behind it, says that the disk or the user's share is full; torch raises its own over it."""
+    """Whether an error, or one behind it, says that the disk or a quota is full; torch raises its own on top."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in FULL:
