@@ -62,6 +62,19 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         temporary.unlink(missing_ok=True)
 
 
+def append_line(path: str | Path, line: str) -> None:
+    """Append a line whole or not at all: what a full disk took of it is cut off again."""
+    with open(path, "ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        whole = (line + "\n").encode()
+        try:
+            if file.write(whole) < len(whole):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            file.truncate(before)
+            raise
+
+
 def file_stamp(path: str | Path) -> tuple[str, int, int]:
     """(absolute path, bytes, time of change in ns): differs where a file was replaced. Raises OSError without one.
 
@@ -208,8 +221,7 @@ class Workspace:
     def log_event(self, event: Event) -> None:
         """Append to `events.jsonl`; a full disk loses the line, not the run."""
         try:
-            with open(self.events_jsonl, "a", encoding="utf-8") as file:
-                file.write(json.dumps(to_plain(event), ensure_ascii=False) + "\n")
+            append_line(self.events_jsonl, json.dumps(to_plain(event), ensure_ascii=False))
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -232,11 +244,7 @@ class RunLock:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            try:
-                holder = dict(json.loads(file.read() or "{}"))
-            except (TypeError, ValueError):
-                holder = {}
+            holder = _holder(file)
             file.close()
             started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("started", 0)))
             message = f"in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}, started {started}"
@@ -259,3 +267,24 @@ class RunLock:
             self._file.truncate(0)
             self._file.close()
             self._file = None
+
+
+def lock_holder(workspace: Workspace) -> dict[str, Any] | None:
+    """Who holds a work_dir (pid, host, started, ...), as far as it is written there; None where nobody does."""
+    try:
+        with open(workspace.lock_file, encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _holder(file)
+            return None
+    except OSError:
+        return None
+
+
+def _holder(file: IO[str]) -> dict[str, Any]:
+    file.seek(0)
+    try:
+        return dict(json.loads(file.read() or "{}"))
+    except (TypeError, ValueError):
+        return {}

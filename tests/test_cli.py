@@ -33,6 +33,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
         "analyze": Path("w/datastats.yaml"),
         "generate": [Path("w/segresnet_0")],
         "predict": {"a": Path("o/a.nii.gz")},
+        "job_log": ["step 1", "step 2"],
+        "cancel": 4711,
         "status": {"work_dir": "w", "jobs": {"j": {"status": "done"}}, "leaderboard": [], "members": ["segresnet_0"]},
     }
 
@@ -308,6 +310,27 @@ def test_status_as_lines_and_as_json(calls: list, capsys: pytest.CaptureFixture[
     assert "job j: done" in capsys.readouterr().out
     assert cli.main(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["members"] == ["segresnet_0"]
+
+
+def test_status_is_followed_until_the_run_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = {"work_dir": "w", "jobs": {}, "leaderboard": [], "members": []}
+    holder = {"pid": 7, "host": "h"}
+    states = iter([{**state, "run": holder}, {**state, "run": holder}, {**state, "run": None}])
+    monkeypatch.setattr("autoseg.pipeline.status", lambda _: next(states))
+    monkeypatch.setattr("autoseg.cli.verbs.FOLLOW_SECONDS", 0.0)
+    assert cli.main(["status", "--follow"]) == 0
+    assert capsys.readouterr().out.count("process 7 on h") == 2 and next(states, None) is None
+
+
+def test_logs_and_cancel(calls: list, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["logs", "w", "segresnet_0", "--lines", "2"]) == 0
+    assert capsys.readouterr().out == "step 1\nstep 2\n"
+    assert cli.main(["cancel", "w"]) == 0
+    assert "4711" in capsys.readouterr().out
+    assert [call.given for call in calls] == [("w", "segresnet_0", 2), ("w",)]
+    assert cli.main(["logs", "w"]) == 2
 
 
 def test_demo_makes_its_data_and_runs(calls: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -181,6 +181,7 @@ def test_all_faults_at_once(datalist: Path) -> None:
         **{"datalist": "datalis.json", "dataroot": "nowhere", "modality": "XR", "num_folds": 3, "num_fold": -1},
         **{"algos": ["seg_resnet"], "ensemble_method": "AlgoEnsembleBestByFlod", "ensemble_mode": "median"},
         **{"n_best": 0, "seed": -1, "minutes": 0, "max_parallel": 1.5, "tolerance_mm": "far", "check": "maybe"},
+        **{"max_tries": 0, "stuck_minutes": "long"},
         **{"patient_pattern": "(", "mirror_pairs": [[3, 3]], "hpo": True, "sigmoid": 1, "templates_path_or_url": 5},
         **{"class_names": ["a", "a"], "settings": [1], "normalization": "z", "not_use_cache": 1, "learning_rate": 0.1},
     }
@@ -341,7 +342,7 @@ def full_config(datalist: Path) -> RunConfig:
         **{"num_fold": 2, "algos": "segresnet,dints", "seed": 4, "ensemble_method": "AlgoEnsembleBestN", "n_best": 2},
         **{"settings": {"learning_rate": 1e-4}, "family_settings": {"dints": {"roi_size": [32, 32]}}, "minutes": 12.5},
         **{"max_parallel": 3, "tolerance_mm": 2, "patient_pattern": r"^(\d+)_", "normalization": "zscore"},
-        **{"ensemble_mode": "vote", "allow_skip": False, "work_dir": "runs/W ä"},
+        **{"ensemble_mode": "vote", "allow_skip": False, "work_dir": "runs/W ä", "max_tries": 2, "stuck_minutes": 5},
     )
 
 

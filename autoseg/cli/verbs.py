@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from autoseg.report.screen import Screen
 
 
+FOLLOW_SECONDS = 5.0
+
+
 def run(*, dry_run: bool = False, **flags: Any) -> int:
     """The one call: check, analyse, plan, train all folds in parallel, ensemble, predict, evaluate.
 
@@ -147,28 +150,66 @@ def datalist(
     return 0
 
 
-def status(*, work_dir: str = "./work_dir", json: bool = False) -> int:
+def status(*, work_dir: str = "./work_dir", json: bool = False, follow: bool = False) -> int:
     """Say where a run stands, from its files: jobs, leaderboard, members of the ensemble.
 
     work_dir: folder of the run
     json: print it as JSON
+    follow: print it again every five seconds until no run is at work
     """
-    from json import dumps
+    import time
 
     from autoseg import pipeline
+
+    while True:
+        state = pipeline.status(work_dir)
+        _show_status(state, json)
+        if not follow or state.get("run") is None:
+            return 0
+        print(flush=True)
+        time.sleep(FOLLOW_SECONDS)
+
+
+def _show_status(state: Mapping[str, Any], json: bool) -> None:
+    from json import dumps
+
     from autoseg.records import to_plain
     from autoseg.report import tables
 
-    state = pipeline.status(work_dir)
     if json:
         print(dumps(to_plain(state), indent=1, ensure_ascii=False))
-        return 0
-    print(f"run: {state['work_dir']}")
+        return
+    holder = state.get("run")
+    print(f"run: {state['work_dir']}" + (f" (process {holder['pid']} on {holder['host']})" if holder else ""))
     for name, job in state["jobs"].items():
-        print(f"job {name}: {job['status']}" + (f" ({job['error']})" if job.get("error") else ""))
+        print(tables.job_line(name, job))
     if state["leaderboard"]:
         _screen().print(tables.leaderboard_table(state["leaderboard"], state.get("labels")))
     print(f"ensemble: {', '.join(state['members']) or 'none yet'}")
+
+
+def logs(work_dir: str, job: str, *, lines: int = 40) -> int:
+    """Print the last lines of what a job of a run has printed.
+
+    work_dir: folder of the run
+    job: its name, as `autoseg status` lists it
+    lines: how many
+    """
+    from autoseg import pipeline
+
+    for line in pipeline.job_log(work_dir, job, lines):
+        print(line)
+    return 0
+
+
+def cancel(work_dir: str) -> int:
+    """End the run at work in a folder as Ctrl-C does; the command that started it goes on from there later.
+
+    work_dir: folder of the run
+    """
+    from autoseg import pipeline
+
+    print(f"ended: process {pipeline.cancel(work_dir)}")
     return 0
 
 
@@ -256,5 +297,19 @@ def _scored(labels: Any) -> tuple[dict[int, str] | None, list[list[int]]]:
 
 VERBS: dict[str, Callable[..., int]] = {
     verb.__name__: verb
-    for verb in (run, check, analyze, generate, train, ensemble, predict, evaluate, status, datalist, demo)
+    for verb in (
+        run,
+        check,
+        analyze,
+        generate,
+        train,
+        ensemble,
+        predict,
+        evaluate,
+        status,
+        logs,
+        cancel,
+        datalist,
+        demo,
+    )
 }

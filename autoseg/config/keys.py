@@ -185,6 +185,8 @@ READERS: dict[str, Callable[[Any], Any]] = {
         "multigpu": _boolean,
         "minutes": _positive,
         "max_parallel": _integer(1),
+        "max_tries": _integer(1),
+        "stuck_minutes": _positive,
         "tolerance_mm": _positive,
     },
 }

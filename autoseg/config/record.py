@@ -40,6 +40,8 @@ class RunConfig:
     family_settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # ... of one, by its name
     minutes: float | None = None  # training budget of the whole stage, all jobs together
     max_parallel: int | None = None  # most jobs at a time
+    max_tries: int = 3  # starts of a job that fails
+    stuck_minutes: float = 30.0  # without a sign of life, after which a job is ended
     tolerance_mm: float = 1.0  # of the surface Dice
 
 

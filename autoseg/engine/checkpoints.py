@@ -7,13 +7,18 @@ from typing import Any
 
 import torch
 
+from autoseg.disk import patiently
 from autoseg.workspace import atomic_file
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write beside and rename: a full disk or a kill leaves the old checkpoint intact."""
-    with atomic_file(path, "wb") as file:
-        torch.save(state, file)
+    """Write beside and rename: a kill leaves the old checkpoint intact, and so does a full disk, which is waited on."""
+
+    def write() -> None:
+        with atomic_file(path, "wb") as file:
+            torch.save(state, file)
+
+    patiently(write, path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -46,7 +46,13 @@ def train(root: Path, override: Mapping[str, Any]) -> None:
         bundle = _bundle(root, override)
         _keep_for_inference(bundle)
         progress = Trainer(bundle).run()
-        score_validation(bundle, {"steps": progress.step, "seconds": round(progress.seconds, 1)})
+        facts = {
+            "steps": progress.step,
+            "seconds": round(progress.seconds, 1),
+            "returns": progress.returns,
+            "parts": progress.parts,
+        }
+        score_validation(bundle, facts)
 
     _scripted(root, work)
 
@@ -80,6 +86,7 @@ def score_validation(bundle: Bundle, facts: Mapping[str, Any]) -> None:
         prediction = scored.read(path)
         reference, _ = onto_grid_of(prediction, scored.read(str(case.label)))
         scores.append(scored.dice(prediction.data, reference.data))
+        logger.info("validated %s", case.id)  # a sign of life
         rows += [{"case": case.id, "label": int(k), "dice": v} for k, v in scores[-1].items()]
     mean = mean_dice(scores)
     found = {"mean_dice": mean, "dice": mean_dice_by_label(scores), "cases": rows}

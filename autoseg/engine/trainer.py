@@ -15,18 +15,22 @@ import torch
 from monai.data import set_track_meta
 
 from autoseg.devices import torch_device
+from autoseg.disk import patiently
+from autoseg.engine.astray import MOST_RETURNS, AstrayError, LossWatch
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.cache import ensure_cached, source_stamp
 from autoseg.engine.checkpoints import load_checkpoint, random_states, restore_random_states, save_checkpoint
+from autoseg.engine.memory import free_memory, out_of_memory
 from autoseg.engine.patches import PatchDataset, patch_loader
 from autoseg.engine.precision import autocast_for, compute_dtype, training_precision
 from autoseg.engine.recipe import build_average, build_loss, build_optimizer, learning_rate
 from autoseg.engine.validation import validate_cached
 from autoseg.errors import Fault, InputError
 from autoseg.records import to_plain
-from autoseg.workspace import atomic_file, write_yaml
+from autoseg.workspace import append_line, atomic_file, write_yaml
 
 LOG_SECONDS = 2.0
+RETURN_SEED = 1_000_003  # added to the seed of the patches at each return
 VALIDATIONS = 10  # where the budget is in steps or seconds, not in epochs
 VALIDATION_SHARE = 0.1  # of a budget in seconds, the last validation apart: fewer of them where they take long
 logger = logging.getLogger(__name__)
@@ -52,12 +56,17 @@ class Progress:
     best_step: int = 0
     validations: int = 0
     validation_seconds: float = 0.0
+    returns: int = 0  # to an earlier checkpoint, because the loss had gone astray
+    parts: int = 1  # that a batch is split into, because memory ran out
     loss: float = math.nan
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Trainer:
     """Trains one bundle until its budget (steps, epochs or seconds) is spent; resumes where its checkpoint stands.
+
+    Where the loss is not finite or explodes it goes back to the last checkpoint, with half the learning rate and other
+    patches, `MOST_RETURNS` times; then `run` raises AstrayError. The seconds spent stay spent.
 
     Files, in the bundle: models/model.pt (best averaged weights, a flat state dict), models/model_final.pt (the
     last), models/checkpoint.pt (everything exact resumption needs), metrics.jsonl, progress.yaml, tensorboard/.
@@ -66,7 +75,7 @@ class Trainer:
     def __init__(self, bundle: Bundle, hooks: tuple[Hook, ...] = ()):
         self.bundle, self.settings, self.hooks = bundle, bundle.settings, hooks
         self.device = torch_device()
-        self.progress = Progress()
+        self.progress, self.watch = Progress(), LossWatch()
         self.stop = False
         torch.manual_seed(int(self.settings["seed"]))
         self.network = bundle.network().to(self.device)
@@ -135,15 +144,20 @@ class Trainer:
         workers = self.settings["num_workers"]
         if workers is None:  # on a CPU the cores compute; beside a GPU they feed it
             workers = 0 if self.device.type == "cpu" else max(1, torch.get_num_threads() - 1)
-        dataset = PatchDataset(self.training, self.settings, self.bundle.patch_transforms())
-        batches = iter(patch_loader(dataset, self.batch, self.progress.step, int(workers)))
+        batches = self._batches(int(workers))
         warmup = int(float(self.settings["num_warmup_epochs"]) * self.steps_per_epoch)
         logged, losses = time.monotonic(), []
         while self.share < 1.0 and not self.stop:
-            rate = learning_rate(self.settings, self.share, self.progress.step, warmup)
+            rate = learning_rate(self.settings, self.share, self.progress.step, warmup) * 0.5**self.progress.returns
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            losses.append(self._step(next(batches)))
+            try:
+                losses.append(self._step(next(batches)))
+                self.watch.see(self.progress.step + 1, losses[-1])
+            except AstrayError as error:
+                self._go_back(error)
+                batches, losses = self._batches(int(workers)), []
+                continue
             self.progress.step += 1
             for hook in self.hooks:
                 hook.on_step(self, losses[-1])
@@ -157,15 +171,58 @@ class Trainer:
                 self._log({"learning_rate": rate})
             logged, losses = time.monotonic(), []
 
+    def _batches(self, workers: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches from the present step on; after a return others than those that led astray."""
+        settings = {**self.settings, "seed": int(self.settings["seed"]) + RETURN_SEED * self.progress.returns}
+        dataset = PatchDataset(self.training, settings, self.bundle.patch_transforms())
+        return iter(patch_loader(dataset, self.batch, self.progress.step, workers))
+
+    def _go_back(self, error: AstrayError) -> None:
+        """To the last checkpoint, or to fresh weights; raises the error where that was done too often."""
+        returns, seconds, parts = self.progress.returns + 1, self._seconds(), self.progress.parts
+        if returns > MOST_RETURNS:
+            raise error
+        if not self._restore():
+            torch.manual_seed(int(self.settings["seed"]))
+            self.network.load_state_dict(self.bundle.network().state_dict())
+            self.average = build_average(self.network, self.settings)
+            self.optimizer = build_optimizer(self.network, self.settings)
+            self.progress, self.watch = Progress(), LossWatch()
+        self._forget_after(self.progress.step)
+        self.progress.returns, self.progress.seconds, self._resumed = returns, seconds, time.monotonic()
+        self.progress.parts = parts
+        self._save_checkpoint()
+        where = f"back to step {self.progress.step}, with half the learning rate"
+        self._warn(f"{error}: {where} ({returns} of {MOST_RETURNS} times)")
+
     def _step(self, batch: dict[str, torch.Tensor]) -> float:
-        image = batch["image"].to(self.device, non_blocking=True, memory_format=self.layout)
-        label = batch["label"].to(self.device, non_blocking=True)
+        """One optimiser step; where memory runs out, with fewer patches at a time from then on."""
+        while True:
+            try:
+                return self._optimise(batch)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error) or self.progress.parts >= self.batch:
+                    raise
+            # out of the handler, whose frames hold the tensors
+            free_memory()
+            self.progress.parts = min(self.batch, 2 * self.progress.parts)
+            at_once = math.ceil(self.batch / self.progress.parts)
+            self._warn(f"memory ran out at step {self.progress.step + 1}: {at_once} of {self.batch} patches at a time")
+
+    def _optimise(self, batch: dict[str, torch.Tensor]) -> float:
+        """Gradients of the batch, summed over its parts, and the step that they ask for; returns the mean loss."""
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
-        with self.autocast():
-            outputs = self.network(image)
-        loss = self.loss(outputs, label)
-        self.scaler.scale(loss).backward()
+        parts = [part.chunk(self.progress.parts) for part in (batch["image"], batch["label"])]
+        total = 0.0
+        for images, labels in zip(*parts, strict=True):
+            image = images.to(self.device, non_blocking=True, memory_format=self.layout)
+            label = labels.to(self.device, non_blocking=True)
+            with self.autocast():
+                outputs = self.network(image)
+            loss = self.loss(outputs, label) * (len(image) / len(batch["image"]))
+            self.scaler.scale(loss).backward()
+            total += float(loss.detach())
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), float(self.settings["gradient_clip"]))
         # one gradient that is not finite must not cost the weights
@@ -175,10 +232,12 @@ class Trainer:
             self.average.update_parameters(self.network)
         else:
             logger.warning("step %d has no effect: its gradient is not finite", self.progress.step + 1)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} at step {self.progress.step + 1}")
-        return value
+        return total
+
+    def _warn(self, message: str) -> None:
+        """Say what the run's user should know: in the log, and by metrics.jsonl where the run listens."""
+        logger.warning("%s", message)
+        self._log({"warning": message})
 
     def _validation_due(self) -> bool:
         """At the end always; else every num_epochs_per_validation, or a tenth of a budget in steps or seconds."""
@@ -215,8 +274,10 @@ class Trainer:
                 "best_avg_dice_score_step": self.progress.best_step,
             }
         )
-        write_yaml(self.bundle.root / "progress.yaml", self.progress.history, versioned=False)
-        self._save_checkpoint()
+        progress = self.bundle.root / "progress.yaml"
+        patiently(lambda: write_yaml(progress, self.progress.history, versioned=False), progress)
+        if self.watch.calm:
+            self._save_checkpoint()
         logger.info("step %d: loss %.4f, mean Dice %.4f", self.progress.step, self.progress.loss, mean)
 
     def _log(self, values: dict[str, Any]) -> None:
@@ -230,8 +291,8 @@ class Trainer:
             "loss": self.progress.loss,
             **values,
         }
-        with open(self.bundle.root / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(to_plain(line)) + "\n")
+        path = self.bundle.root / "metrics.jsonl"
+        patiently(lambda: append_line(path, json.dumps(to_plain(line))), path)
         for key in ("loss", "learning_rate", "mean_dice"):
             if key in line:
                 self._board.add_scalar(key, line[key], self.progress.step)
@@ -256,6 +317,7 @@ class Trainer:
         progress = {**vars(self.progress), "seconds": self._seconds()}
         state = {
             "progress": progress,
+            "watch": vars(self.watch),
             "data": self.data,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
@@ -266,22 +328,28 @@ class Trainer:
         save_checkpoint(self.bundle.root / "models" / "checkpoint.pt", state)
 
     def _resume(self) -> None:
+        if not self._restore():
+            self._forget_after(-1)
+            return
+        self._forget_after(self.progress.step)
+        logger.info("resumed at step %d of %s", self.progress.step, self.total_steps or "as many as time allows")
+
+    def _restore(self) -> bool:
+        """Take over the checkpoint; False where there is none of these data."""
         path = self.bundle.root / "models" / "checkpoint.pt"
         if not path.is_file():
-            return
+            return False
         state = load_checkpoint(path)
         if state.get("data") != self.data:
             logger.warning("the data or the folds have changed since: trained anew")
-            self._forget_after(-1)
-            return
-        self.progress = Progress(**state["progress"])
+            return False
+        self.progress, self.watch = Progress(**state["progress"]), LossWatch(**state["watch"])
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         restore_random_states(state["random"])
-        self._forget_after(self.progress.step)
-        logger.info("resumed at step %d of %s", self.progress.step, self.total_steps or "as many as time allows")
+        return True
 
     def _forget_after(self, step: int) -> None:
         """Drop the lines of metrics.jsonl that will be written again, and a torn last one."""

@@ -24,6 +24,7 @@ class MetricsReader:
         self._latest: dict[str, Any] = {}
         self._best: float | None = None
         self._heard = 0.0
+        self._warnings: list[str] = []
         status = self._stat()
         if status is not None and not from_start:
             self._file_id, self._offset = status
@@ -60,6 +61,8 @@ class MetricsReader:
             return
         self._latest.update({key: value for key, value in values.items() if value is not None})
         self._heard = now
+        if isinstance(values.get("warning"), str):
+            self._warnings.append(values["warning"])
         dice = _number(values.get("mean_dice"))
         if dice is not None:
             self._best = dice if self._best is None else max(self._best, dice)
@@ -76,6 +79,11 @@ class MetricsReader:
             "best_dice": self._best,
             "seconds_left": self._seconds_left(now),
         }
+
+    def warnings(self) -> list[str]:
+        """What the job has warned of since this was asked last."""
+        new, self._warnings = self._warnings, []
+        return new
 
     def _seconds_left(self, now: float) -> float | None:
         """From the share of the steps done, or of the seconds granted: whichever ends sooner."""

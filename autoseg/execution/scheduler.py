@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import threading
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.devices import job_environment
+from autoseg.disk import LITTLE, patiently, room, says_full
+from autoseg.errors import InputError
 from autoseg.execution.executor import Executor
 from autoseg.execution.plan import assign, check_jobs, longest_first
 from autoseg.execution.progress import MetricsReader
@@ -24,6 +27,7 @@ from autoseg.workspace import write_json
 logger = logging.getLogger(__name__)
 TABLE_SECONDS = 1.0
 CANCEL_SECONDS = 60.0
+ENOUGH = 64 * 2**20  # bytes free on the disk for jobs that had filled it to go on
 
 
 @dataclass
@@ -41,6 +45,9 @@ class _Entry:
     seconds: float = 0.0
     log_start: int = 0
     metrics: MetricsReader | None = None
+    signs: tuple[int, ...] = ()
+    alive: float = 0.0
+    fault: str | None = None
     result: JobResult | None = None
 
     @property
@@ -63,15 +70,20 @@ class Scheduler:
         notify: Callable[[Event], None],
         poll_seconds: float = 0.2,
         max_tries: int = 1,
+        stuck_seconds: float = math.inf,
     ):
         """`poll_seconds`: the longest time between two looks; an executor that can tells of an end at once.
 
-        `max_tries`: how often `run` starts a job before it counts as failed.
+        `max_tries`: how often `run` starts a job before it counts as failed; one that says (by exit code 2) that its
+        input is wrong is not tried again. `stuck_seconds`: a job whose log and progress have not grown for so long is
+        ended.
         """
+        self.stuck_seconds = stuck_seconds
         self.executor, self.slots, self.jobs_dir = executor, tuple(slots), Path(jobs_dir)
         self.notify, self.poll_seconds, self.max_tries = notify, poll_seconds, max_tries
         self._entries: dict[str, _Entry] = {}
         self._interrupts = 0
+        self._cramped = False
 
     def run(self, jobs: Sequence[Job]) -> dict[str, JobResult]:
         """Run the jobs; returns every job's result, in the order given: done, failed or skipped.
@@ -110,6 +122,8 @@ class Scheduler:
                 code = self.executor.poll(entry.handle)
                 if code is not None:
                     self._ended(entry, code)
+                else:
+                    self._end_if_stuck(entry)
             self._skip_hopeless()
             self._start_ready()
             if self._interrupts:
@@ -140,7 +154,7 @@ class Scheduler:
                     self.notify(Event("job_skipped", f"{entry.job.id} skipped: {reason}", facts))
 
     def _start_ready(self) -> None:
-        while True:
+        while self._has_room():
             busy = {slot for entry in self._in_state("running") for slot in entry.slots}
             free = [slot for slot in self.slots if slot not in busy]
             ready = [
@@ -156,11 +170,12 @@ class Scheduler:
     def _start(self, entry: _Entry, slots: tuple[Slot, ...]) -> bool:
         job = entry.job
         entry.slots, entry.started = slots, self.executor.now()
+        entry.signs, entry.alive, entry.fault = (), entry.started, None
         entry.tries, entry.starts, entry.seconds = entry.tries + 1, entry.starts + 1, 0.0
         # from here on an older result is no evidence: the outputs are about to change
         running = JobResult(job.id, "running", job.fingerprint, tries=entry.tries, log=str(entry.log))
-        write_json(entry.folder / "job.json", job)
-        write_json(entry.folder / "result.json", running)
+        self._write(entry.folder / "job.json", job)
+        self._write(entry.folder / "result.json", running)
         self._open_log(entry)
         metrics = Path(job.cwd) / job.progress if job.progress else None
         entry.metrics = MetricsReader(metrics, from_start=entry.tries > 1)
@@ -187,8 +202,22 @@ class Scheduler:
                 file.write(f"\n=== try {entry.tries}, {time.strftime('%Y-%m-%d %H:%M:%S')} ===\n")
         entry.log_start = entry.log.stat().st_size if entry.log.exists() else 0
 
+    def _end_if_stuck(self, entry: _Entry) -> None:
+        """Ask a job to end that has given no sign of life for too long; `_ended` then finds the reason in `fault`."""
+        now = self.executor.now()
+        progress = Path(entry.job.cwd) / entry.job.progress if entry.job.progress else entry.log
+        signs = tuple(path.stat().st_size if path.exists() else -1 for path in (entry.log, progress))
+        if signs != entry.signs:
+            entry.signs, entry.alive = signs, now
+        elif entry.fault is None and now - entry.alive > self.stuck_seconds and room(entry.folder) >= LITTLE:
+            entry.fault = f"stuck: its log and progress have not grown for {now - entry.alive:.0f} s; it was ended"
+            self.executor.cancel(entry.handle)
+
     def _ended(self, entry: _Entry, code: int) -> None:
         entry.seconds = self.executor.now() - entry.started
+        if entry.fault is not None:
+            self._failed(entry, entry.fault, entry.fault, code)
+            return
         missing = missing_outputs(entry.job)
         if code == 0 and not missing:
             self._finish(entry, "done", None)
@@ -197,13 +226,31 @@ class Scheduler:
             return
         lines = log_tail(entry.log, entry.log_start)
         headline, error = describe_failure(code, lines)
+        if code and (says_full("\n".join(lines)) or room(entry.folder) < LITTLE):
+            self._wait_for_room(entry)
+            return
         if code == 0:
             headline = f"ended well, but did not write {', '.join(missing)}"
             error = "\n".join([headline, *error.splitlines()[1:]])
         self._failed(entry, headline, error, code)
 
+    def _wait_for_room(self, entry: _Entry) -> None:
+        """A job that died of a full disk waits for its turn again, and no job starts until there is room."""
+        entry.state, entry.slots, entry.handle = "waiting", (), None
+        entry.tries, entry.starts = entry.tries - 1, entry.starts - 1
+        self._cramped = True
+        message = f"{entry.job.id} ended for want of disk space: it goes on when there is room in {self.jobs_dir}"
+        self.notify(Event("warning", message, {"id": entry.job.id, "log": str(entry.log)}))
+
+    def _has_room(self) -> bool:
+        """Whether jobs may start: after one died of a full disk, only once there is room again."""
+        if self._cramped and room(self.jobs_dir) >= ENOUGH:
+            self._cramped = False
+            self.notify(Event("stage", "there is room on the disk again: the jobs go on"))
+        return not self._cramped
+
     def _failed(self, entry: _Entry, headline: str, error: str, code: int | None) -> None:
-        again = entry.starts < self.max_tries
+        again = entry.starts < self.max_tries and code != InputError.exit_code
         if again:
             entry.state, entry.slots, entry.handle = "waiting", (), None
         else:
@@ -226,7 +273,20 @@ class Scheduler:
             error=error,
             log=str(entry.log) if entry.starts else None,
         )
-        write_json(entry.folder / "result.json", entry.result)
+        self._write(entry.folder / "result.json", entry.result)
+
+    def _write(self, path: Path, record: Job | JobResult) -> None:
+        """Write a record, however long the disk is full; Ctrl-C ends the waiting."""
+
+        def pause(seconds: float) -> None:
+            if self._interrupts:
+                raise KeyboardInterrupt
+            self.executor.wait(seconds)
+
+        def say(message: str) -> None:
+            self.notify(Event("warning", message, {"path": str(path)}))
+
+        patiently(lambda: write_json(path, record), path, say=say, pause=pause)
 
     def _show_jobs(self) -> None:
         now = self.executor.now()
@@ -243,6 +303,8 @@ class Scheduler:
         row["seconds"] = now - entry.started if running else entry.result.seconds if entry.result else 0.0
         row["seconds_left"] = row["seconds_left"] if running else None
         row["tries"] = entry.tries
+        for message in reader.warnings():
+            self.notify(Event("warning", f"{entry.job.id}: {message}", {"id": entry.job.id}))
         return row
 
     @contextlib.contextmanager
@@ -283,7 +345,7 @@ class Scheduler:
             entry.seconds = self.executor.now() - entry.started
             try:
                 self._finish(entry, "cancelled", "cancelled while it ran")
-            except OSError:
+            except (OSError, KeyboardInterrupt):
                 logger.warning("%s: the result could not be written", entry.folder, exc_info=True)
         with contextlib.suppress(Exception):  # a listener that is broken must not hide why the run ends
             if running:

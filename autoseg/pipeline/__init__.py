@@ -19,6 +19,7 @@ from autoseg.devices import detect_devices
 from autoseg.errors import InputError
 from autoseg.pipeline import prepare
 from autoseg.pipeline.session import Notify, Session, open_session, silent
+from autoseg.pipeline.watching import cancel, job_log, status
 from autoseg.records import Datalist, Event, JobResult, LeaderboardEntry, from_plain
 from autoseg.workspace import Workspace, read_json, read_yaml
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from autoseg.analysis import CheckResult
     from autoseg.evaluation import Evaluation
 
-__all__ = ["RunResult", "analyze", "check", "ensemble", "evaluate", "generate", "predict", "run", "status", "train"]
+__all__ = ["RunResult", "analyze", "cancel", "check", "ensemble", "evaluate", "generate", "job_log", "predict", "run"]
+__all__ += ["status", "train"]
 
 
 @dataclass(frozen=True)
@@ -245,20 +247,3 @@ def evaluate(
         path = Path(output)
         write_evaluation(evaluation, path, path.with_suffix(".csv"))
     return evaluation
-
-
-def status(work_dir: str | Path) -> dict[str, Any]:
-    """Where a run stands, from its files: jobs by state, leaderboard, members."""
-    workspace = Workspace(work_dir)
-    prepare.refuse_missing(workspace.root, "run")
-    jobs = {}
-    for folder in sorted(workspace.jobs.glob("*")):
-        record = folder / "result.json"
-        jobs[folder.name] = read_json(record) if record.exists() else {"status": "not finished"}
-    board = read_json(workspace.leaderboard_json)["entries"] if workspace.leaderboard_json.exists() else []
-    members = read_json(workspace.ensemble_json)["members"] if workspace.ensemble_json.exists() else []
-    labels = read_json(workspace.datalist_json)["labels"] if workspace.datalist_json.exists() else {}
-    regions = [name for name, values in labels.items() if isinstance(values, list)]
-    labels = dict(enumerate(regions, 1)) or labels
-    found = {"jobs": jobs, "leaderboard": board, "members": members, "labels": labels}
-    return {"work_dir": str(workspace.root), **found}

@@ -39,7 +39,16 @@ def data_stamp(cases: Sequence[Case]) -> list[tuple[str, int, int]]:
 def run_jobs(session: Session, jobs: Sequence[Job], *, whole_machine: bool = False) -> dict[str, JobResult]:
     """Run jobs over the slots (or one after another on all cores)."""
     slots = session.whole_machine() if whole_machine else session.slots(len(jobs))
-    return Scheduler(LocalExecutor(), slots, session.workspace.jobs, session.notify).run(jobs)
+    config = session.config
+    scheduler = Scheduler(
+        LocalExecutor(),
+        slots,
+        session.workspace.jobs,
+        session.notify,
+        max_tries=config.max_tries,
+        stuck_seconds=60 * config.stuck_minutes,
+    )
+    return scheduler.run(jobs)
 
 
 def preprocess(session: Session, bundles: Sequence[Path], datalist: Datalist) -> None:

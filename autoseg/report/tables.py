@@ -180,6 +180,22 @@ def jobs_table(rows: Sequence[Mapping[str, Any]], finished: int, total: int) -> 
     return table
 
 
+def job_line(name: str, job: Mapping[str, Any]) -> str:
+    """A job of `autoseg status`: its state and, as far as they are known, step, Dice, time left, tries, last error."""
+    facts = []
+    if job.get("step") is not None:
+        facts.append(f"step {steps(job)}")
+    if job.get("best_dice") is not None:
+        facts.append(f"best Dice {_fixed(job['best_dice'])}")
+    if job.get("seconds_left") is not None:
+        facts.append(f"{duration(job['seconds_left'])} left")
+    if job.get("tries", 1) > 1:
+        facts.append(f"try {job['tries']}")
+    if job.get("error"):
+        facts.append(job["error"].splitlines()[0])
+    return f"job {name}: {job['status']}" + (f" ({', '.join(facts)})" if facts else "")
+
+
 def steps(row: Mapping[str, Any]) -> str:
     """'120/400', or what is known of it."""
     if row.get("step") is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from autoseg.errors import InputError
-from autoseg.execution import FakeExecutor, FakeRun, Scheduler, is_done, read_result
+from autoseg.execution import FakeExecutor, FakeRun, LocalExecutor, Scheduler, is_done, read_result
 from autoseg.records import Event, Job, JobResult, Resources, Slot
 
 CPU = [Slot(f"cpu{i}", "cpu", 2) for i in range(8)]
@@ -166,6 +166,46 @@ def test_further_tries_where_they_are_granted(room: Room) -> None:
     assert log.count("oops") == 3 and log.count("=== try") == 2
 
 
+def test_a_job_whose_input_is_wrong_is_not_tried_again(room: Room) -> None:
+    result = room.run([room.job("a")], CPU[:1], lambda j: FakeRun(1, 2, "no such file\n"), max_tries=3)["a"]
+    assert (result.status, result.tries) == ("failed", 1)
+
+
+def test_a_job_without_a_sign_of_life_is_ended_and_tried_again(room: Room) -> None:
+    runs = iter([FakeRun(1e6), FakeRun(5)])
+    room.executor = FakeExecutor(lambda job: next(runs))
+    scheduler = Scheduler(room.executor, CPU[:1], room.jobs_dir, room.events.append, max_tries=2, stuck_seconds=60)
+    result = scheduler.run([room.job("a")])["a"]
+    assert (result.status, result.tries) == ("done", 2)
+    (failed,) = room.kinds("job_failed")
+    assert "stuck" in failed.message and "is tried again" in failed.message
+    assert 60 < room.executor.clock < 70
+
+
+def test_a_stopped_process_is_ended_and_tried_again(tmp_path: Path) -> None:
+    """SIGSTOP: the process is there, and does nothing; it cannot even heed SIGTERM."""
+    script = "test -e stopped && exit 0; touch stopped; kill -STOP $$"
+    job = Job("a", ("/bin/sh", "-c", script), str(tmp_path), fingerprint="f1")
+    events: list[Event] = []
+    limits = {"max_tries": 2, "stuck_seconds": 0.5}
+    result = Scheduler(LocalExecutor(0.2), CPU[:1], tmp_path / "jobs", events.append, **limits).run([job])["a"]
+    assert (result.status, result.tries) == ("done", 2)
+    assert "stuck" in next(event.message for event in events if event.kind == "job_failed")
+
+
+def test_what_grows_is_alive(room: Room) -> None:
+    """A log that grows now and then keeps a job going, however long it takes."""
+    job = room.job("a", progress="metrics.jsonl")
+    room.executor = FakeExecutor(lambda job: FakeRun(600))
+
+    def notify(event: Event) -> None:
+        with open(Path(job.cwd) / "metrics.jsonl", "a") as file:
+            file.write("{}\n")
+
+    scheduler = Scheduler(room.executor, CPU[:1], room.jobs_dir, notify, max_tries=1, stuck_seconds=60)
+    assert scheduler.run([job])["a"].status == "done"
+
+
 def test_a_new_fingerprint_starts_a_new_log(room: Room) -> None:
     job = room.job("a")
     room.run([job], CPU[:1], lambda j: FakeRun(1, 1, "old error\n"))
@@ -249,6 +289,19 @@ def test_the_table_tells_once_a_second_where_every_job_is(room: Room) -> None:
     assert tables[-1]["finished"] == tables[-1]["total"] == 3
     assert {row["state"] for row in tables[-1]["jobs"]} == {"done"}
     assert all(row["seconds_left"] is None for row in tables[-1]["jobs"])
+
+
+def test_what_a_job_warns_of_is_told_once(room: Room) -> None:
+    job = room.job("a", 4, progress="metrics.jsonl")
+
+    def behaviour(job: Job) -> FakeRun:
+        line = {"step": 7, "warning": "the loss is nan at step 9: back to step 7"}
+        (Path(job.cwd) / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        return FakeRun(job.cost)
+
+    room.run([job], CPU[:1], behaviour)
+    (event,) = room.kinds("warning")
+    assert event.message == "a: the loss is nan at step 9: back to step 7" and event.facts == {"id": "a"}
 
 
 def test_an_exception_cancels_what_runs_and_comes_through(room: Room) -> None:

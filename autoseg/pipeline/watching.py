@@ -1,0 +1,104 @@
+"""A run seen from outside, while it runs or after: where it stands, what a job printed, and how to end it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from autoseg.errors import Fault, InputError, nearest
+from autoseg.execution.progress import MetricsReader
+from autoseg.pipeline.prepare import refuse_missing
+from autoseg.workspace import Workspace, lock_holder, read_json
+
+CANCEL_SECONDS = 90.0  # a run waits up to 60 s for its jobs
+PROGRESS = ("step", "steps", "epoch", "loss", "mean_dice", "best_dice", "seconds_left")
+
+
+def status(work_dir: str | Path) -> dict[str, Any]:
+    """Where a run stands, from its files.
+
+    `run`: the process at work in it, with host and start, or None. `jobs`: of each its state, device, tries, last error
+    and, while it runs, step, steps, epoch, loss, mean_dice, best_dice, seconds_left. `bytes`: of disk used.
+    """
+    workspace = Workspace(work_dir)
+    refuse_missing(workspace.root, "run")
+    holder = lock_holder(workspace)
+    board = read_json(workspace.leaderboard_json)["entries"] if workspace.leaderboard_json.exists() else []
+    members = read_json(workspace.ensemble_json)["members"] if workspace.ensemble_json.exists() else []
+    labels = read_json(workspace.datalist_json)["labels"] if workspace.datalist_json.exists() else {}
+    regions = [name for name, values in labels.items() if isinstance(values, list)]
+    return {
+        "work_dir": str(workspace.root),
+        "run": holder,
+        "jobs": {folder.name: _job(folder, holder is not None) for folder in sorted(workspace.jobs.glob("*"))},
+        "leaderboard": board,
+        "members": members,
+        "labels": dict(enumerate(regions, 1)) or labels,
+        "bytes": _bytes(workspace.root),
+    }
+
+
+def _bytes(folder: Path) -> int:
+    """Of the files in a folder; what vanishes while this looks, as temporary files do, counts nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.lstat().st_size
+    return total
+
+
+def _job(folder: Path, run_alive: bool) -> dict[str, Any]:
+    """A job's record; one that is said to run although no run is at work was cut off."""
+    record = folder / "result.json"
+    found: dict[str, Any] = read_json(record) if record.exists() else {"status": "not finished"}
+    if found["status"] != "running":
+        return found
+    if not run_alive:
+        return {**found, "status": "interrupted"}
+    job = read_json(folder / "job.json")
+    reader = MetricsReader(Path(job["cwd"]) / job["progress"] if job.get("progress") else None, from_start=True)
+    reader.update(0.0)
+    return {**found, **{key: value for key, value in reader.facts(0.0).items() if key in PROGRESS}}
+
+
+def job_log(work_dir: str | Path, job: str, lines: int) -> list[str]:
+    """The last lines of what a job has printed; InputError, with the jobs there are, where it is none of them."""
+    workspace = Workspace(work_dir)
+    refuse_missing(workspace.root, "run")
+    known = sorted(folder.name for folder in workspace.jobs.glob("*"))
+    if job not in known:
+        listed = f"; there are {', '.join(known)}" if known else "; nothing was started yet"
+        raise InputError([Fault(str(workspace.root), job, f"no such job{nearest(job, known) or listed}")])
+    log = workspace.job(job) / "output.log"
+    if not log.exists():
+        return []
+    with open(log, encoding="utf-8", errors="replace") as file:
+        return [line.rstrip("\n") for line in deque(file, maxlen=lines)]
+
+
+def cancel(work_dir: str | Path) -> int:
+    """End the run at work in the work_dir as Ctrl-C does, wait until it has, and return the number of its process.
+
+    InputError where none is, or on another host; TimeoutError where it has not ended after `CANCEL_SECONDS`.
+    """
+    workspace = Workspace(work_dir)
+    refuse_missing(workspace.root, "run")
+    holder = lock_holder(workspace)
+    if holder is None:
+        raise InputError([Fault(str(workspace.root), "work_dir", "no run is at work here")])
+    pid, host = holder.get("pid"), holder.get("host")
+    if host != socket.gethostname() or not isinstance(pid, int):
+        raise InputError([Fault(str(workspace.root), "work_dir", f"in use by process {pid} on {host}: end it there")])
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + CANCEL_SECONDS
+    while lock_holder(workspace) is not None:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"process {pid} has not ended after {CANCEL_SECONDS:.0f} s")
+        time.sleep(0.1)
+    return pid
