@@ -127,11 +127,16 @@ def _rounded_to_strides(
 
 
 def planar(roi_size: Sequence[int], slice_axis: int | None) -> list[int]:
-    """A patch as a network of slices takes it: 1 along `slice_axis`, which two sizes leave out; others as they are."""
+    """A patch as a network of slices takes it: 1 along `slice_axis`, which two sizes leave out; others as they are.
+
+    Of three sizes the one across the planes is put aside: a 1, wherever it stands, else the one along `slice_axis`.
+    """
     size = [int(n) for n in roi_size]
     if slice_axis is None:
         return size
-    return [*size[:slice_axis], 1, *size[slice_axis + (len(size) == 3) :]]
+    if len(size) == 3:
+        size.pop(slice_axis if size[slice_axis] == 1 or 1 not in size else size.index(1))
+    return [*size[:slice_axis], 1, *size[slice_axis:]]
 
 
 def plan_batch(patch: Patch, machine: Machine, rule: PatchRule, bytes_per_voxel: float) -> tuple[int, str]:

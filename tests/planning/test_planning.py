@@ -9,7 +9,7 @@ import pytest
 
 from autoseg.errors import InputError
 from autoseg.planning import FamilyTraits, Machine, PatchRule, Plan, Statistics, plan_family, plan_patch
-from autoseg.planning.patch import Patch, plan_batch, resample_needed, target_spacing
+from autoseg.planning.patch import Patch, planar, plan_batch, resample_needed, target_spacing
 from autoseg.planning.plan import left_right_pairs, plan_mirroring
 from autoseg.planning.statistics import Intensity, read_statistics
 
@@ -168,6 +168,13 @@ def test_monai_plain_statistics_are_enough() -> None:
     stats = read_statistics({"stats_summary": {**summary, "label_stats": {"labels": [0, 1, 3]}}})
     assert (stats.n_cases, stats.channels, stats.label_values) == (7, 2, (0, 1, 3))
     assert plan_family(stats, CPU, ["ct", "ct"], TRAITS).settings["roi_size"]
+
+
+def test_a_patch_of_a_network_of_slices_is_one_along_its_axis() -> None:
+    for given in ([32, 48], [1, 32, 48], [32, 1, 48], [32, 48, 1], [9, 32, 48]):
+        assert planar(given, 0) == [1, 32, 48]
+    assert planar([32, 48, 7], 2) == [32, 48, 1]
+    assert planar([32, 1, 48], None) == [32, 1, 48]
 
 
 def test_few_cases_that_are_seen_often_are_bent_more() -> None:
