@@ -9,7 +9,7 @@ import pytest
 
 from autoseg.errors import InputError
 from autoseg.planning import FamilyTraits, Machine, PatchRule, Plan, Statistics, plan_family, plan_patch
-from autoseg.planning.patch import Patch, planar, plan_batch, resample_needed, target_spacing
+from autoseg.planning.patch import Patch, plan_batch, planar, resample_needed, target_spacing
 from autoseg.planning.plan import left_right_pairs, plan_mirroring
 from autoseg.planning.statistics import Intensity, read_statistics
 
