@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,11 @@ def datalist_mutations() -> Iterator[Bad]:
                 yield _entry(section, index, field, kind, value)
     for kind, value in {"text": "zero", "negative": -1, "half": 0.5, "list": [0], "true": True}.items():
         yield _entry("training", 1, "fold", kind, value)
-    for kind, value in {"folder": "images", "text file": "notes.txt", "absolute": "/no/such/file.nii.gz"}.items():
+    for kind, value in {"folder": "images", "absolute": "/no/such/file.nii.gz"}.items():
         yield _entry("training", 1, "image", kind, value)
         yield _entry("training", 1, "label", kind, value)
+    for field in ("image", "label"):
+        yield replace(_entry("training", 1, field, "text file", "notes.txt"), named=("notes.txt", field))
     for misspelt in ("imge", "lable", "Image", "labels", "flod"):
         yield _edited(
             f"key {misspelt}", lambda d, m=misspelt: _rename(d["training"][0], m), ("datalist.json", "training[0]")
@@ -188,7 +190,6 @@ def image_damages() -> Iterator[Bad]:
         yield _damaged(part, "is a folder", lambda p: (p.unlink(), p.mkdir()))
         yield _damaged(part, "is a dangling link", lambda p: (p.unlink(), p.symlink_to("nowhere.nii.gz")))
         for position, value, what in (
-            (0, b"\x00\x00\x00\x00", "size of header 0"),
             (40, b"\xff\x7f", "dim[0] 32767"),
             (42, b"\x00\x00", "dim[1] 0"),
             (42, b"\xff\xff", "dim[1] -1"),

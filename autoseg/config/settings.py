@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from autoseg.errors import Faults, InputError
+from autoseg.errors import Fault, Faults, InputError
 from autoseg.workspace import parse_reason, parse_yaml, read_yaml
 
 
@@ -33,7 +33,9 @@ def parse_settings(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, dict
             else:
                 _place_setting(key.strip(), parse_value(text), settings, families)
         except InputError as error:
-            faults.extend(error.faults)
+            faults.extend(
+                Fault(f.file, ": ".join(part for part in (where, f.field) if part), f.message) for f in error.faults
+            )
         except ValueError as error:
             faults.add("", where, str(error))
         except yaml.YAMLError as error:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from autoseg.analysis import check_reports, examine, summarize
+from autoseg.analysis.case import examine_case
 from autoseg.evaluation.label_maps import read_label_map
 from autoseg.planning import read_statistics
 from autoseg.records import Case, Datalist
@@ -185,3 +186,17 @@ def test_references_of_every_format_are_read(tmp_path: Path, name: str) -> None:
     found = read_label_map(tmp_path / name)
     assert np.array_equal(found.data, data[..., None] if flat else data)
     assert np.allclose(found.spacing, (0.5, 0.75, 2) if name == "a.mha" else 1) and found.affine.shape == (4, 4)
+
+
+@pytest.mark.parametrize(("position", "value"), [(40, b"\xff\x7f"), (70, b"\xff\x00"), (108, b"\x00\x00\x80\x7f")])
+@pytest.mark.parametrize("damaged", ["image", "label"])
+def test_a_damaged_header_is_said_of_its_file(tmp_path: Path, damaged: str, position: int, value: bytes) -> None:
+    """The number of axes, the data type, where the voxels begin: readers raise an error of their own for each."""
+    paths = {name: tmp_path / f"{name}.nii" for name in ("image", "label")}
+    for path in paths.values():
+        nib.save(nib.Nifti1Image(np.ones((4, 5, 6), np.uint8), np.eye(4)), path)
+    raw = bytearray(paths[damaged].read_bytes())
+    raw[position : position + len(value)] = value
+    paths[damaged].write_bytes(bytes(raw))
+    report = examine_case(Case("a", (str(paths["image"]),), str(paths["label"])))
+    assert [(fault.file, fault.field) for fault in report.faults] == [(str(paths[damaged]), damaged)]
