@@ -52,6 +52,13 @@ class MetricsReader:
         for line in chunk[:whole].splitlines():
             self._take(line, now)
 
+    def catch_up(self, now: float) -> None:
+        """Read all that was added, however much it is."""
+        before = -1
+        while self._offset != before:
+            before = self._offset
+            self.update(now)
+
     def _take(self, line: bytes, now: float) -> None:
         try:
             values = json.loads(line)

@@ -17,14 +17,13 @@ from autoseg.pipeline.prepare import refuse_missing
 from autoseg.workspace import Workspace, lock_holder, read_json
 
 CANCEL_SECONDS = 90.0  # a run waits up to 60 s for its jobs
-PROGRESS = ("step", "steps", "epoch", "loss", "mean_dice", "best_dice", "seconds_left")
 
 
 def status(work_dir: str | Path) -> dict[str, Any]:
     """Where a run stands, from its files.
 
-    `run`: the process at work in it, with host and start, or None. `jobs`: of each its state, device, tries, last error
-    and, while it runs, step, steps, epoch, loss, mean_dice, best_dice, seconds_left. `bytes`: of disk used.
+    `run`: the process at work in it, with host and start, or None. `jobs`: of each its state, tries, last error and,
+    while it runs, step, steps, epoch, loss, mean_dice, best_dice, seconds_left. `bytes`: of disk used.
     """
     workspace = Workspace(work_dir)
     refuse_missing(workspace.root, "run")
@@ -63,8 +62,8 @@ def _job(folder: Path, run_alive: bool) -> dict[str, Any]:
         return {**found, "status": "interrupted"}
     job = read_json(folder / "job.json")
     reader = MetricsReader(Path(job["cwd"]) / job["progress"] if job.get("progress") else None, from_start=True)
-    reader.update(0.0)
-    return {**found, **{key: value for key, value in reader.facts(0.0).items() if key in PROGRESS}}
+    reader.catch_up(0.0)
+    return {**found, **reader.facts(0.0)}
 
 
 def job_log(work_dir: str | Path, job: str, lines: int) -> list[str]:

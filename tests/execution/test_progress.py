@@ -83,3 +83,12 @@ def test_seconds_left(tmp_path: Path, line: dict[str, float], left: float | None
     assert reader.facts(50.0)["seconds_left"] == left
     assert reader.facts(51.0)["seconds_left"] == (None if left is None else left - 1)
     assert reader.facts(500.0)["seconds_left"] in (None, 0.0)
+
+
+def test_all_of_a_long_file_is_caught_up_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoseg.execution.progress.MAX_BYTES", 100)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 201)))
+    reader = MetricsReader(path, from_start=True)
+    reader.catch_up(0.0)
+    assert reader.facts(0.0)["step"] == 200
