@@ -1,4 +1,4 @@
-"""Every file name of a run, atomic writes, and the lock that keeps a second run out of a work_dir."""
+"""Every file name of a run, writes that are whole or wait for room, and the lock that keeps a second run out."""
 
 from __future__ import annotations
 
@@ -6,22 +6,32 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
+import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import yaml
 
 from autoseg.errors import Fault, InputError, WorkspaceInUseError
 from autoseg.records import SCHEMA_VERSION, Event, to_plain
+
+T = TypeVar("T")
+FULL = (errno.ENOSPC, errno.EDQUOT)
+WORDS = ("No space left on device", "Disk quota exceeded")
+PAUSE_SECONDS = 2.0
+SAID_SECONDS = 60.0
+LITTLE = 4 * 2**20  # bytes: with less a process that died without a word died of it
+logger = logging.getLogger(__name__)
 
 
 class _Loader(yaml.SafeLoader):
@@ -73,6 +83,51 @@ def append_line(path: str | Path, line: str) -> None:
         except OSError:
             file.truncate(before)
             raise
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error, or one behind it, says that the disk or a quota is full; torch raises its own on top."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in FULL:
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def says_full(text: str) -> bool:
+    """Whether the words of a process say so."""
+    return any(words in text for words in WORDS)
+
+
+def room(folder: Path) -> int:
+    """Bytes free where a folder lies, or is to lie."""
+    folder = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(folder).free
+
+
+def patiently(
+    write: Callable[[], T],
+    path: Path,
+    *,
+    say: Callable[[str], None] = logger.warning,
+    pause: Callable[[float], None] = time.sleep,
+) -> T:
+    """What `write` returns; while the disk of `path` is full, say so once a minute and try again.
+
+    `write` must leave nothing half-written behind. Other errors come through, and so does what `pause` raises.
+    """
+    said = -SAID_SECONDS
+    while True:
+        try:
+            return write()
+        except (OSError, RuntimeError) as error:
+            if not is_full(error):
+                raise
+        if time.monotonic() - said >= SAID_SECONDS:
+            said = time.monotonic()
+            say(f"the disk of {path} is full: waiting for room")
+        pause(PAUSE_SECONDS)
 
 
 def file_stamp(path: str | Path) -> tuple[str, int, int]:

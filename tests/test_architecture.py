@@ -17,7 +17,7 @@ SKELETON = PACKAGE / "bundles" / "skeleton"  # copied into bundles: its scripts 
 TEMPLATES = sorted((REPOSITORY / "algorithm_templates").rglob("*.py"))
 LEVELS = [
     {"_version"},
-    {"errors", "records", "devices", "disk", "config", "datalist", "workspace"},
+    {"errors", "records", "devices", "config", "datalist", "workspace"},
     {"analysis", "planning", "evaluation", "execution"},
     {"bundles"},
     {"engine"},

@@ -33,9 +33,7 @@ def parse_settings(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, dict
             else:
                 _place_setting(key.strip(), parse_value(text), settings, families)
         except InputError as error:
-            faults.extend(
-                Fault(f.file, ": ".join(part for part in (where, f.field) if part), f.message) for f in error.faults
-            )
+            faults.extend(Fault(f.file, f"{where}: {f.field}" if f.field else where, f.message) for f in error.faults)
         except ValueError as error:
             faults.add("", where, str(error))
         except yaml.YAMLError as error:

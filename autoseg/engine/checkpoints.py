@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from autoseg.disk import patiently
-from autoseg.workspace import atomic_file
+from autoseg.workspace import atomic_file, patiently
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -15,7 +15,6 @@ import torch
 from monai.data import set_track_meta
 
 from autoseg.devices import torch_device
-from autoseg.disk import patiently
 from autoseg.engine.astray import MOST_RETURNS, AstrayError, LossWatch
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.cache import ensure_cached, source_stamp
@@ -27,7 +26,7 @@ from autoseg.engine.recipe import build_average, build_loss, build_optimizer, le
 from autoseg.engine.validation import validate_cached
 from autoseg.errors import Fault, InputError
 from autoseg.records import to_plain
-from autoseg.workspace import append_line, atomic_file, write_yaml
+from autoseg.workspace import append_line, atomic_file, patiently, write_yaml
 
 LOG_SECONDS = 2.0
 RETURN_SEED = 1_000_003  # added to the seed of the patches at each return

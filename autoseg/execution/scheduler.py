@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.devices import job_environment
-from autoseg.disk import LITTLE, patiently, room, says_full
 from autoseg.errors import InputError
 from autoseg.execution.executor import Executor
 from autoseg.execution.plan import assign, check_jobs, longest_first
 from autoseg.execution.progress import MetricsReader
 from autoseg.execution.results import describe_failure, is_done, log_tail, missing_outputs, read_result
 from autoseg.records import Event, Job, JobResult, Slot
-from autoseg.workspace import write_json
+from autoseg.workspace import LITTLE, patiently, room, says_full, write_json
 
 logger = logging.getLogger(__name__)
 TABLE_SECONDS = 1.0

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoseg import disk
+from autoseg import workspace
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.checkpoints import load_checkpoint, save_checkpoint
 from autoseg.engine.trainer import Hook, Trainer
@@ -29,7 +29,7 @@ MakeBundle = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(workspace, "PAUSE_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def fill(folder: Path, left: int = 0) -> Path:
     """A file that leaves `left` bytes of the disk."""
     path = folder / "ballast"
     with open(path, "wb", buffering=0) as file:
-        while (some := min(65536, disk.room(folder) - left)) > 0:
+        while (some := min(65536, workspace.room(folder) - left)) > 0:
             file.write(bytes(some))
     return path
 
@@ -67,7 +67,7 @@ def test_patience_says_why_and_ends_with_the_answer(tmp_path: Path, caplog: pyte
         return 7
 
     with caplog.at_level(logging.WARNING):
-        assert disk.patiently(write, tmp_path / "a.json") == 7
+        assert workspace.patiently(write, tmp_path / "a.json") == 7
     (said,) = caplog.messages
     assert "a.json is full: waiting for room" in said
 
@@ -77,7 +77,7 @@ def test_other_errors_are_not_waited_for(tmp_path: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     with pytest.raises(PermissionError):
-        disk.patiently(write, tmp_path)
+        workspace.patiently(write, tmp_path)
 
 
 def test_a_checkpoint_waits_for_room_and_the_old_one_stays(small_disk: Path) -> None:
