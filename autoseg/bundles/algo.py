@@ -21,7 +21,7 @@ from autoseg.errors import Fault, InputError
 from autoseg.evaluation import nesting
 from autoseg.planning import Machine, Plan, Statistics, normalize_modes, read_statistics
 from autoseg.planning.patch import planar
-from autoseg.planning.plan import plan_mirroring
+from autoseg.planning.plan import plan_mirrored_windows, plan_mirroring
 from autoseg.records import Datalist
 from autoseg.workspace import read_json, read_yaml
 
@@ -66,6 +66,8 @@ class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
         plan.set("seed", int(source.get("seed") or 0), "as given")
         for key, value in overrides.items():
             plan.set(key, value, "set by the user")
+        if "mirror_axes_inference" not in overrides:
+            plan_mirrored_windows(plan)
         plan.settings["roi_size"] = planar(plan.settings["roi_size"], plan.settings["slice_axis"])
         return plan
 

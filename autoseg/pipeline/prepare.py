@@ -17,6 +17,7 @@ from autoseg.datalist import load_datalist, make_folds, plain_datalist, with_reg
 from autoseg.errors import Fault, Faults, InputError, nearest
 from autoseg.pipeline.session import Session
 from autoseg.planning import Machine, Plan, normalize_modes
+from autoseg.planning.budget import seconds_a_share
 from autoseg.planning.plan import pair_faults
 from autoseg.records import Datalist, Event
 from autoseg.workspace import Workspace, read_yaml, write_json, write_yaml
@@ -207,7 +208,8 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
             session.notify(Event("warning", f"{name} ends as its own settings say: minutes mean nothing to it"))
         elif name not in foreign:
             said = {**config.settings, **config.family_settings.get(name, {})}
-            for key, value in budget(session, len(kept) * datalist.num_fold, len(slots)).items():
+            shares = [other.share for other in kept.values()] * datalist.num_fold
+            for key, value in budget(session, plan.share, shares, len(slots)).items():
                 plan.set(key, said.get(key, value), "set by the user" if key in said else "a share of the minutes")
     written = {
         name: {
@@ -222,12 +224,11 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
     return kept
 
 
-def budget(session: Session, jobs: int, slots: int) -> dict[str, Any]:
-    """`minutes` for the whole training stage, as seconds of each job: jobs run in rounds over the slots."""
+def budget(session: Session, share: float, shares: Sequence[float], slots: int) -> dict[str, Any]:
+    """`minutes` for the whole training stage, as seconds of a job of that share beside those of all `shares`."""
     if session.config.minutes is None:
         return {}
-    rounds = -(-jobs // slots)
-    seconds = 60.0 * session.config.minutes / rounds
+    seconds = share * seconds_a_share(60.0 * session.config.minutes, shares, slots)
     reserve = min(60.0, 15.0 + 0.05 * seconds)  # start-up and the last validation, which no job's budget holds
     return {"max_seconds": round(max(10.0, seconds - reserve), 1), "num_epochs": None}
 

@@ -119,8 +119,10 @@ def _costs(bundles: Sequence[Path], datalist: Datalist) -> list[float]:
 
 
 def _voxels(settings: Mapping[str, Any], cases: int) -> float:
-    """How many voxels a network sees in its training, in proportion to which it takes long."""
-    patches = settings["num_iterations"] or settings["num_epochs"] or 1  # of seconds alone all jobs have as many
+    """How many voxels a network sees in its training, in proportion to which it takes long; or its seconds."""
+    patches = settings["num_iterations"] or settings["num_epochs"]
+    if not patches:
+        return float(settings["max_seconds"] or 1.0)
     if settings["num_iterations"] is None:
         patches *= cases
     else:
