@@ -179,6 +179,19 @@ class JobResult:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """How fast a family is on one slot: seconds until its first step, of a step, of predicting and scoring a case.
+
+    `memory`: bytes of the device at the peak of a step (of the process, on a CPU).
+    """
+
+    start: float
+    step: float
+    case: float
+    memory: int = 0
+
+
+@dataclass(frozen=True)
 class Event:
     """One line of `events.jsonl`: when (seconds since the epoch), what kind, a sentence, and its facts."""
 

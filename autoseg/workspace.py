@@ -234,6 +234,8 @@ class Workspace:
     datalist_json = property(lambda self: self.root / "datalist.json")
     datastats_yaml = property(lambda self: self.root / "datastats.yaml")
     datastats_by_case_yaml = property(lambda self: self.root / "datastats_by_case.yaml")
+    pace_json = property(lambda self: self.root / "pace.json")
+    clock_json = property(lambda self: self.root / "clock.json")
     plan_json = property(lambda self: self.root / "plan.json")
     leaderboard_json = property(lambda self: self.root / "leaderboard.json")
     ensemble_json = property(lambda self: self.root / "ensemble.json")

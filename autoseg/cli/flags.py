@@ -26,6 +26,7 @@ def configuration(
     patient_pattern: str | None = None,
     mirror_pairs: Any = None,
     normalization: str | None = None,
+    time_limit: str | None = None,
     minutes: float | None = None,
     max_parallel: int | None = None,
     seed: int | None = None,
@@ -54,6 +55,7 @@ def configuration(
     patient_pattern: regular expression whose first group, in the file name, is the patient; folds keep patients whole
     mirror_pairs: label values that are left and right of one another, such as [[1, 2]]
     normalization: how intensities are scaled, where the modality does not say it
+    time_limit: for the whole call, such as 40m or 6h: families, folds and steps are chosen to fit
     minutes: time for the whole training stage (default: as the planner counts steps)
     max_parallel: at most so many jobs at once
     seed: seed of folds, networks and patches

@@ -49,6 +49,19 @@ def _positive(value: Any) -> float:
     return number
 
 
+SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _duration(value: Any) -> float:
+    """Seconds of 90s, 40m, 6h, 1h30m, 2d."""
+    text = str(value).replace(" ", "").lower()
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
+    seconds = sum(float(number) * SECONDS[unit] for number, unit in parts)
+    if "".join(number + unit for number, unit in parts) != text or seconds <= 0 or not math.isfinite(seconds):
+        raise ValueError(f"{value!r} is not a span of time such as 40m, 6h or 1h30m")
+    return seconds
+
+
 def _text(value: Any) -> str:
     if isinstance(value, Path):
         return str(value)
@@ -184,6 +197,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
         "sigmoid": _boolean,
         "multigpu": _boolean,
         "minutes": _positive,
+        "time_limit": _duration,
         "max_parallel": _integer(1),
         "max_tries": _integer(1),
         "stuck_minutes": _positive,

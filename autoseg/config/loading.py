@@ -63,6 +63,8 @@ def load_config(
     _check_modality(values, origins, faults)
     if values.get("train_on_all") and values.get("num_fold", 1) > 1:
         faults.add(origins["num_fold"], "num_fold", "training on all cases has no folds: leave it out")
+    if "time_limit" in values and "minutes" in values:
+        faults.add(origins["minutes"], "minutes", "bounds the trainings, which time_limit does, too: give one of them")
     known = {f.name: values[f.name] for f in dataclasses.fields(RunConfig) if f.name in values}
     complete = {"datalist", "dataroot", "modality", "work_dir"} <= known.keys()
     config = RunConfig(**{**known, "settings": settings, "family_settings": family_settings}) if complete else None

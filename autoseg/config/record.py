@@ -38,6 +38,7 @@ class RunConfig:
     multigpu: bool = True  # accepted: every GPU runs jobs of its own
     settings: dict[str, Any] = field(default_factory=dict)  # hyper-parameters of every family
     family_settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # ... of one, by its name
+    time_limit: float | None = None  # seconds of the whole call, every stage included; written as 40m, 6h
     minutes: float | None = None  # training budget of the whole stage, all jobs together
     max_parallel: int | None = None  # most jobs at a time
     max_tries: int = 3  # starts of a job that fails
@@ -57,7 +58,7 @@ def config_to_input(config: RunConfig) -> dict[str, Any]:
     for key in (f.name for f in dataclasses.fields(config) if f.name not in (*plain, *passing)):
         value = getattr(config, key)
         if value != getattr(defaults, key):
-            plain[key] = _lists(value)
+            plain[key] = f"{value}s" if key == "time_limit" else _lists(value)
     return plain
 
 

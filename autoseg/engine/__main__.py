@@ -1,5 +1,6 @@
 """`python -m autoseg.engine preprocess BUNDLE`: fill the cache of preprocessed cases for a bundle's data.
 
+`python -m autoseg.engine measure BUNDLE OUTPUT`: how fast it trains and predicts here (a Speed), as JSON.
 `python -m autoseg.engine train_foreign BUNDLE`: train and score one of a template written for MONAI's Auto3DSeg.
 """
 
@@ -10,16 +11,22 @@ import logging
 import os
 import sys
 import time
+from pathlib import Path
 
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.cache import ensure_cached
-from autoseg.workspace import Workspace
+from autoseg.workspace import Workspace, write_json
 
 
 def main(argv: list[str]) -> int:
     """Preprocess every labelled case, one process a core; progress goes to the job's metrics.jsonl."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    verb, root = argv
+    verb, root, *output = argv
+    if verb == "measure":
+        from autoseg.engine.rehearsal import measure
+
+        write_json(output[0], measure(Path(root)))
+        return 0
     if verb == "train_foreign":
         from autoseg.engine.foreign_training import train_foreign
 

@@ -16,6 +16,7 @@ from monai.data import set_track_meta
 
 from autoseg.devices import torch_device
 from autoseg.engine.astray import MOST_RETURNS, AstrayError, LossWatch
+from autoseg.engine.budget import Budget
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.cache import ensure_cached, source_stamp
 from autoseg.engine.checkpoints import load_checkpoint, random_states, restore_random_states, save_checkpoint
@@ -60,9 +61,13 @@ class Progress:
     loss: float = math.nan
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def seconds_a_validation(self) -> float | None:
+        return self.validation_seconds / self.validations if self.validations else None
+
 
 class Trainer:
-    """Trains one bundle until its budget (steps, epochs or seconds) is spent; resumes where its checkpoint stands.
+    """Trains one bundle until its budget (see `Budget`) is spent; resumes where its checkpoint stands.
 
     Where the loss is not finite or explodes it goes back to the last checkpoint, with half the learning rate and other
     patches, `MOST_RETURNS` times; then `run` raises AstrayError. The seconds spent stay spent.
@@ -96,7 +101,8 @@ class Trainer:
         self.validation = ensure_cached(bundle, [c for c in validation if c.label], workers)
         self.batch = int(self.settings["num_images_per_batch"])
         self.steps_per_epoch = max(1, math.ceil(len(self.training) / self.batch))
-        if self.total_steps is None and not self.settings["max_seconds"]:
+        self.budget = Budget(self.settings, self.steps_per_epoch, len(self.validation))
+        if self.budget.endless:
             field = "num_iterations, num_epochs, max_seconds"
             raise InputError([Fault(str(bundle.root), field, "one of them must say how long to train")])
 
@@ -106,19 +112,13 @@ class Trainer:
 
     @property
     def total_steps(self) -> int | None:
-        """The budget in steps, None where only seconds bound it; num_iterations wins over num_epochs."""
-        if self.settings["num_iterations"]:
-            return int(self.settings["num_iterations"])
-        epochs = self.settings["num_epochs"]
-        return max(1, int(epochs) * self.steps_per_epoch) if epochs else None
+        """The budget in steps, None where only time bounds it."""
+        return self.budget.steps
 
     @property
     def share(self) -> float:
-        """Share of the budget spent, 0 to 1: steps or seconds, whichever is further."""
-        limit = self.settings["max_seconds"]
-        by_time = self._seconds() / float(limit) if limit else 0.0
-        by_steps = self.progress.step / self.total_steps if self.total_steps else 0.0
-        return min(1.0, max(by_steps, by_time))
+        """Share of the budget spent, 0 to 1: steps or time, whichever is further."""
+        return self.budget.share(self.progress.step, self._seconds(), self.progress.seconds_a_validation)
 
     def _seconds(self) -> float:
         return self.progress.seconds + time.monotonic() - self._resumed
@@ -139,14 +139,25 @@ class Trainer:
             self._save_weights("model.pt")
         return self.progress
 
+    def rehearse(self, seconds: float, most: int) -> list[float]:
+        """Seconds of every step of a training that lasts `seconds` or `most` steps and leaves nothing but its weights.
+
+        At least three steps are made.
+        """
+        set_track_meta(False)
+        batches, took, started = self._batches(), list[float](), time.monotonic()
+        while len(took) < 3 or (len(took) < most and time.monotonic() - started < seconds):
+            before = time.monotonic()
+            self._optimise(next(batches))
+            took.append(time.monotonic() - before)
+        set_track_meta(True)
+        return took
+
     def _loop(self) -> None:
-        workers = self.settings["num_workers"]
-        if workers is None:  # on a CPU the cores compute; beside a GPU they feed it
-            workers = 0 if self.device.type == "cpu" else max(1, torch.get_num_threads() - 1)
-        batches = self._batches(int(workers))
+        batches = self._batches()
         warmup = int(float(self.settings["num_warmup_epochs"]) * self.steps_per_epoch)
         logged, losses = time.monotonic(), []
-        while self.share < 1.0 and not self.stop:
+        while (self.share < 1.0 or not self.progress.validations) and not self.stop:  # a late start, too, has an end
             rate = learning_rate(self.settings, self.share, self.progress.step, warmup) * 0.5**self.progress.returns
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -155,7 +166,7 @@ class Trainer:
                 self.watch.see(self.progress.step + 1, losses[-1])
             except AstrayError as error:
                 self._go_back(error)
-                batches, losses = self._batches(int(workers)), []
+                batches, losses = self._batches(), []
                 continue
             self.progress.step += 1
             for hook in self.hooks:
@@ -170,11 +181,14 @@ class Trainer:
                 self._log({"learning_rate": rate})
             logged, losses = time.monotonic(), []
 
-    def _batches(self, workers: int) -> Iterator[dict[str, torch.Tensor]]:
+    def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """Batches from the present step on; after a return others than those that led astray."""
+        workers = self.settings["num_workers"]
+        if workers is None:  # on a CPU the cores compute; beside a GPU they feed it
+            workers = 0 if self.device.type == "cpu" else max(1, torch.get_num_threads() - 1)
         settings = {**self.settings, "seed": int(self.settings["seed"]) + RETURN_SEED * self.progress.returns}
         dataset = PatchDataset(self.training, settings, self.bundle.patch_transforms())
-        return iter(patch_loader(dataset, self.batch, self.progress.step, workers))
+        return iter(patch_loader(dataset, self.batch, self.progress.step, int(workers)))
 
     def _go_back(self, error: AstrayError) -> None:
         """To the last checkpoint, or to fresh weights; raises the error where that was done too often."""
@@ -242,9 +256,9 @@ class Trainer:
         """At the end always; else every num_epochs_per_validation, or a tenth of a budget in steps or seconds."""
         if self.share >= 1.0 or self.stop:
             return True
-        if self.settings["max_seconds"] and self.progress.validation_seconds > VALIDATION_SHARE * self._seconds():
+        if self.budget.by_time and self.progress.validation_seconds > VALIDATION_SHARE * self._seconds():
             return False
-        if self.settings["num_iterations"] or self.settings["max_seconds"]:
+        if self.settings["num_iterations"] or self.budget.by_time:
             return self.share * VALIDATIONS >= self.progress.validations + 1
         every = int(self.settings["num_epochs_per_validation"]) * self.steps_per_epoch
         return self.progress.step % every == 0
@@ -281,12 +295,13 @@ class Trainer:
 
     def _log(self, values: dict[str, Any]) -> None:
         """A line of metrics.jsonl and TensorBoard scalars."""
+        total = self.budget.total_seconds(self._seconds(), self.progress.seconds_a_validation)
         line = {
             "step": self.progress.step,
             "num_iterations": self.total_steps,
             "epoch": self.progress.step // self.steps_per_epoch,
             "seconds": round(self._seconds(), 2),
-            "max_seconds": self.settings["max_seconds"],
+            "max_seconds": None if total is None else round(total, 2),
             "loss": self.progress.loss,
             **values,
         }

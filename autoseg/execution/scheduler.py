@@ -70,13 +70,15 @@ class Scheduler:
         poll_seconds: float = 0.2,
         max_tries: int = 1,
         stuck_seconds: float = math.inf,
+        at_start: Callable[[Job], Job] = lambda job: job,
     ):
         """`poll_seconds`: the longest time between two looks; an executor that can tells of an end at once.
 
         `max_tries`: how often `run` starts a job before it counts as failed; one that says (by exit code 2) that its
         input is wrong is not tried again. `stuck_seconds`: a job whose log and progress have not grown for so long is
-        ended.
+        ended. `at_start` gives the job as it is to be started, each time: what it knows of the moment goes into `argv`.
         """
+        self.at_start = at_start
         self.stuck_seconds = stuck_seconds
         self.executor, self.slots, self.jobs_dir = executor, tuple(slots), Path(jobs_dir)
         self.notify, self.poll_seconds, self.max_tries = notify, poll_seconds, max_tries
@@ -167,7 +169,7 @@ class Scheduler:
                 return
 
     def _start(self, entry: _Entry, slots: tuple[Slot, ...]) -> bool:
-        job = entry.job
+        job = self.at_start(entry.job)
         entry.slots, entry.started = slots, self.executor.now()
         entry.signs, entry.alive, entry.fault = (), entry.started, None
         entry.tries, entry.starts, entry.seconds = entry.tries + 1, entry.starts + 1, 0.0

@@ -26,6 +26,7 @@ from autoseg.workspace import Workspace, read_json, read_yaml
 if TYPE_CHECKING:
     from autoseg.analysis import CheckResult
     from autoseg.evaluation import Evaluation
+    from autoseg.pipeline.pace import Pace
 
 __all__ = ["RunResult", "analyze", "cancel", "check", "ensemble", "evaluate", "generate", "job_log", "predict", "run"]
 __all__ += ["status", "train"]
@@ -148,26 +149,37 @@ def run(
     started = time.monotonic()
     prepare.refuse_bad_input(config)
     with open_session(config, notify) as session:
-        from autoseg.pipeline import training
+        from autoseg.pipeline import pace, training
 
         datalist, bundles = _generate(session)
         if dry_run or config.train is False:
             return RunResult(session.workspace.root, labels=datalist.scored, seconds=time.monotonic() - started)
-        results = training.train(session, bundles, datalist)
+        training.preprocess(session, bundles, datalist)
+        planned = pace.pace(session, bundles, datalist)
+        results = training.train(session, planned.bundles, datalist, planned.deadlines)
         failed = training.failures(results)
-        board = training.write_leaderboard(session, results, bundles)
+        board = training.write_leaderboard(session, results, planned.bundles)
         folds = read_json(session.workspace.cross_validation_json)["families"]
         result = RunResult(session.workspace.root, board, cross_validation=folds, failed=failed, labels=datalist.scored)
         if stop_after == "train" or config.ensemble is False:
             return _finished(session, result, started)
-        return _ensemble(session, datalist, result, started, ensemble_method)
+        return _ensemble(session, datalist, result, started, ensemble_method, planned)
 
 
-def _ensemble(session: Session, datalist: Datalist, result: RunResult, started: float, method: Any = None) -> RunResult:
+def _ensemble(
+    session: Session,
+    datalist: Datalist,
+    result: RunResult,
+    started: float,
+    method: Any = None,
+    planned: Pace | None = None,
+) -> RunResult:
     from autoseg.pipeline import predicting
 
     without_validation = all(math.isnan(entry.mean_dice) for entry in result.leaderboard)
-    members = predicting.pick_members(session, result.leaderboard, unvalidated_ok=without_validation, method=method)
+    members = predicting.pick_members(
+        session, result.leaderboard, unvalidated_ok=without_validation, method=method, planned=planned
+    )
     names = tuple(member.name for member in members)
     predictions: dict[str, Path] = {}
     failed: tuple[JobResult, ...] = ()
@@ -190,6 +202,8 @@ def _finished(session: Session, result: RunResult, started: float) -> RunResult:
     facts = {"best_mean_dice": best, "members": result.members, "seconds": result.seconds}
     if result.evaluation is not None:
         facts["test_mean_dice"] = result.evaluation.mean_dice
+    if session.clock is not None:
+        session.clock.end()
     session.notify(Event("result", f"done in {result.seconds / 60:.1f} minutes", facts))
     return result
 

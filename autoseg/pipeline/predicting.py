@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from autoseg.datalist.formats import IMAGE_ENDINGS
 from autoseg.ensemble.members import choose_members, fit_members
 from autoseg.errors import Fault, InputError, NoResultError
 from autoseg.evaluation import Evaluation, evaluate_pairs, write_evaluation
+from autoseg.pipeline.pace import Pace
 from autoseg.pipeline.session import Session
 from autoseg.pipeline.training import data_stamp, fingerprint, run_jobs
 from autoseg.records import Case, Datalist, Event, Job, JobResult, LeaderboardEntry, Resources
@@ -20,9 +21,17 @@ from autoseg.workspace import Workspace, read_json, write_json
 
 
 def pick_members(
-    session: Session, leaderboard: Sequence[LeaderboardEntry], *, unvalidated_ok: bool, method: Any = None
+    session: Session,
+    leaderboard: Sequence[LeaderboardEntry],
+    *,
+    unvalidated_ok: bool,
+    method: Any = None,
+    planned: Pace | None = None,
 ) -> tuple[LeaderboardEntry, ...]:
-    """Members by the configured method, or by MONAI's AlgoEnsemble `method`; ensemble.json names those left out."""
+    """Members by the configured method, or by MONAI's AlgoEnsemble `method`; ensemble.json names those left out.
+
+    Of what a time limit leaves too little time for, the best ones that can still predict the testing cases are kept.
+    """
     config = session.config
     name = config.ensemble_method if method is None else type(method).__name__
     if method is None:
@@ -34,6 +43,9 @@ def pick_members(
 
         fit, left_out = fit_members(leaderboard, unvalidated_ok)
         members = choose_by(method, session.workspace.root, fit)
+    if planned is not None and session.clock is not None:
+        members, late = in_time(members, session.clock.left - planned.closing, planned.member_seconds)
+        left_out = [*left_out, *late]
     for left, reason in left_out:
         session.notify(Event("warning", f"{left} stays out of the ensemble: {reason}"))
     if not members:
@@ -48,6 +60,21 @@ def pick_members(
     write_json(session.workspace.ensemble_json, record)
     session.stage(f"ensemble: {name} of {len(names)}: {', '.join(names)}")
     return tuple(members)
+
+
+def in_time(
+    members: Sequence[LeaderboardEntry], seconds: float, member_seconds: Mapping[str, float]
+) -> tuple[list[LeaderboardEntry], list[tuple[str, str]]]:
+    """(the best of the members that predict within `seconds`, one at least; those left out, with the reason)."""
+    kept: list[LeaderboardEntry] = []
+    left_out: list[tuple[str, str]] = []
+    for member in sorted(members, key=lambda m: -m.mean_dice if m.mean_dice == m.mean_dice else 0.0):
+        seconds -= member_seconds.get(member.algo, 0.0)
+        if seconds >= 0 or not kept:
+            kept.append(member)
+        else:
+            left_out.append((member.name, "the time limit leaves too little time for its predictions"))
+    return [member for member in members if member in kept], left_out
 
 
 def predict_cases(

@@ -207,6 +207,8 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
         if name in foreign and config.minutes:
             session.notify(Event("warning", f"{name} ends as its own settings say: minutes mean nothing to it"))
         elif name not in foreign:
+            if config.time_limit:
+                plan.set("time_limit", config.time_limit, "of the whole run, as given")
             said = {**config.settings, **config.family_settings.get(name, {})}
             shares = [other.share for other in kept.values()] * datalist.num_fold
             for key, value in budget(session, plan.share, shares, len(slots)).items():
@@ -214,6 +216,7 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
     written = {
         name: {
             "skip": None if name in kept else against[name],
+            "share": plan.share,
             "settings": {k: {"value": v, "reason": plan.reasons[k]} for k, v in plan.settings.items()},
         }
         for name, plan in plans.items()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from autoseg.config import RunConfig
 from autoseg.devices import Devices, detect_devices, plan_slots
+from autoseg.pipeline.clock import Clock
 from autoseg.records import Event, Slot
 from autoseg.workspace import Workspace
 
@@ -27,9 +28,12 @@ class Session:
     workspace: Workspace
     devices: Devices
     listener: Notify
+    clock: Clock | None = None  # of a call with a time limit
 
     def notify(self, event: Event) -> None:
         """Log to events.jsonl and tell the listener."""
+        if self.clock is not None:
+            self.clock.tick()
         if event.kind not in VOLATILE:
             self.workspace.log_event(event)
         self.listener(event)
@@ -56,4 +60,5 @@ def open_session(config: RunConfig, listener: Notify | None) -> Iterator[Session
     """Make and lock the work_dir for the length of a verb."""
     workspace = Workspace(config.work_dir)
     with workspace.lock({"datalist": config.datalist}):
-        yield Session(config, workspace, detect_devices(), listener or silent)
+        clock = Clock(config.time_limit, workspace.clock_json) if config.time_limit else None
+        yield Session(config, workspace, detect_devices(), listener or silent, clock)

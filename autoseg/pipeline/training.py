@@ -6,15 +6,18 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from autoseg._version import __version__
 from autoseg.bundles.marks import FOREIGN, bundle_settings, is_foreign_bundle
+from autoseg.config import RunConfig
 from autoseg.errors import NoResultError
 from autoseg.execution import LocalExecutor, Scheduler
+from autoseg.pipeline.clock import Deadlines
 from autoseg.pipeline.session import Session
 from autoseg.records import Case, Datalist, Job, JobResult, LeaderboardEntry, Resources
 from autoseg.workspace import atomic_file, file_stamp, read_json, write_json
@@ -36,9 +39,16 @@ def data_stamp(cases: Sequence[Case]) -> list[tuple[str, int, int]]:
     return [file_stamp(path) for case in cases for path in (*case.image, case.label) if path]
 
 
-def run_jobs(session: Session, jobs: Sequence[Job], *, whole_machine: bool = False) -> dict[str, JobResult]:
-    """Run jobs over the slots (or one after another on all cores)."""
-    slots = session.whole_machine() if whole_machine else session.slots(len(jobs))
+def run_jobs(
+    session: Session,
+    jobs: Sequence[Job],
+    *,
+    whole_machine: bool = False,
+    parallel: int | None = None,
+    at_start: Callable[[Job], Job] = lambda job: job,
+) -> dict[str, JobResult]:
+    """Run jobs over the slots, those of `parallel` jobs if given (or one after another on all cores)."""
+    slots = session.whole_machine() if whole_machine else session.slots(parallel or len(jobs))
     config = session.config
     scheduler = Scheduler(
         LocalExecutor(),
@@ -47,6 +57,7 @@ def run_jobs(session: Session, jobs: Sequence[Job], *, whole_machine: bool = Fal
         session.notify,
         max_tries=config.max_tries,
         stuck_seconds=60 * config.stuck_minutes,
+        at_start=at_start,
     )
     return scheduler.run(jobs)
 
@@ -81,25 +92,37 @@ def training_jobs(session: Session, bundles: Sequence[Path], datalist: Datalist)
     jobs = []
     for bundle, cost in zip(bundles, _costs(bundles, datalist), strict=True):
         training, validation = _split(bundle, datalist)
-        files = sorted(p for part in ("configs", "scripts") for p in (bundle / part).glob("*.*"))
         argv: tuple[str, ...] = (sys.executable, str(bundle / "scripts" / "train.py"), "run")
         outputs: tuple[str, ...] = ("models/model.pt", "progress.yaml", "scores.json")
         if is_foreign_bundle(bundle):
             argv, outputs = (sys.executable, "-m", "autoseg.engine", "train_foreign", str(bundle)), ("scores.json",)
-            files.append(bundle / FOREIGN)
+        elif session.clock is not None and not _steps_said(session.config, bundle):
+            argv = (*argv, "--num_epochs", "None")  # the deadline alone ends it
         jobs.append(
             Job(
                 id=bundle.name,
                 argv=argv,
                 cwd=str(bundle),
                 outputs=outputs,
-                fingerprint=fingerprint(*files, data_stamp((*training, *validation))),
+                fingerprint=fingerprint(*bundle_files(bundle), data_stamp((*training, *validation))),
                 resources=Resources(gpus=1 if session.devices.gpus else 0),
                 cost=cost,
                 progress="metrics.jsonl",
             )
         )
     return jobs
+
+
+def bundle_files(bundle: Path) -> list[Path]:
+    """The files by which a bundle's training is what it is."""
+    files = sorted(p for part in ("configs", "scripts") for p in (bundle / part).glob("*.*"))
+    return [*files, bundle / FOREIGN] if is_foreign_bundle(bundle) else files
+
+
+def _steps_said(config: RunConfig, bundle: Path) -> bool:
+    """Whether the user says how many steps or epochs this bundle trains."""
+    said = {**config.settings, **config.family_settings.get(bundle.name.rsplit("_", 1)[0], {})}
+    return bool(said.get("num_epochs") or said.get("num_iterations"))
 
 
 def _split(bundle: Path, datalist: Datalist) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
@@ -130,14 +153,17 @@ def _voxels(settings: Mapping[str, Any], cases: int) -> float:
     return float(patches * math.prod(settings["roi_size"]))
 
 
-def train(session: Session, bundles: Sequence[Path], datalist: Datalist) -> dict[str, JobResult]:
-    """Train every bundle; raises NoResultError where none could be trained."""
-    preprocess(session, bundles, datalist)
+def train(
+    session: Session, bundles: Sequence[Path], datalist: Datalist, deadlines: Deadlines | None = None
+) -> dict[str, JobResult]:
+    """Train every bundle, by its deadline if there are some; raises NoResultError where none could be trained."""
     jobs = training_jobs(session, bundles, datalist)
+    if deadlines is not None:
+        jobs = [replace(job, cost=deadlines.waiting.get(job.id, job.cost)) for job in jobs]
     slots = session.slots(len(jobs))
     places = ", ".join(f"{s.id} ({s.cpus} core{'s' if s.cpus > 1 else ''})" for s in slots)
     session.stage(f"training: {len(jobs)} jobs over {places}")
-    results = run_jobs(session, jobs)
+    results = run_jobs(session, jobs, at_start=deadlines.give if deadlines else lambda job: job)
     if all(result.status != "done" for result in results.values()):
         first = next(iter(results.values()))
         headline = (first.error or first.status).splitlines()[0]

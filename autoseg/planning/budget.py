@@ -1,9 +1,18 @@
-"""How a span of time is divided among jobs that run side by side."""
+"""How a span of time is divided among jobs that run side by side, and what is worth training in it. Pure."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from autoseg.records import Speed
+
+LEAST_STEPS = 40  # with fewer a network has learned nothing that could be called a result
+FOLD_STEPS = 300  # that every fold must get before there is another one
+CPU_SHARE = 3.0  # times its planned steps, which are few on a CPU, that the first family gets before there is another
+VALIDATIONS = 1.1  # times the steps' time: validations while training
+MARGIN = 1.1  # of what is kept for predictions
 
 
 def makespan(costs: Sequence[float], slots: int) -> float:
@@ -17,3 +26,106 @@ def makespan(costs: Sequence[float], slots: int) -> float:
 def seconds_a_share(seconds: float, shares: Sequence[float], slots: int) -> float:
     """What a job of share 1 may take so that jobs of these shares are all done within `seconds`."""
     return seconds / makespan(shares, slots)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A family that could be trained: its speed on one slot, how many steps a fold is planned to take, its share.
+
+    `cases`: that a fold has to score in the end. `enough`: steps a fold after which another family gives more.
+    """
+
+    name: str
+    speed: Speed
+    steps: int
+    enough: int
+    cases: int
+    share: float = 1.0
+
+    def seconds(self, steps: int) -> float:
+        """Of a job that trains for so many steps, from its start to its scores."""
+        scoring = self.speed.case * self.cases
+        return self.speed.start + VALIDATIONS * steps * self.speed.step + 2 * scoring
+
+    def steps_in(self, seconds: float) -> int:
+        """Steps of a job that may take so long."""
+        free = seconds - self.seconds(0)
+        return max(0, int(free / (VALIDATIONS * self.speed.step)))
+
+
+@dataclass(frozen=True)
+class Room:
+    """What there is to spend: `seconds` on `slots`, of which predictions take `closing` and `a_member` for each one."""
+
+    seconds: float
+    slots: int
+    closing: float
+    a_member: float
+
+    def training(self, members: int) -> float:
+        return self.seconds - MARGIN * (self.closing + members * self.a_member)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Families in the order of their preference, with the seconds of each of their jobs; how many folds are trained."""
+
+    seconds: dict[str, float]
+    steps: dict[str, int]
+    folds: int
+    training: float  # seconds of the whole stage
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def least_seconds(candidates: Sequence[Candidate], room: Room, named: bool) -> float:
+    """The shortest time in which there is a result: one fold of the first family, or of all of them, if named."""
+    wanted = candidates if named else candidates[:1]
+    jobs = makespan([c.seconds(LEAST_STEPS) for c in wanted], room.slots)
+    return jobs + MARGIN * (room.closing + room.a_member)
+
+
+def choose(candidates: Sequence[Candidate], folds: int, room: Room, *, named: bool, all_folds: bool) -> Choice | None:
+    """What to train in the time there is; None where it is too little for anything.
+
+    The first family comes first: as many folds as get FOLD_STEPS each. Another family joins, with its planned steps,
+    where the first one has `enough` on all folds; what is left is the first one's. Families that were `named` are all
+    trained, sharing the time; `all_folds`: so are the folds.
+    """
+    if room.seconds < least_seconds(candidates, room, named):
+        return None
+    first = candidates[0]
+    taken = list(candidates) if named else [first]
+
+    def shared(n: int) -> Choice:
+        training, shares = room.training(n), [c.share for c in taken] * n
+        unit = seconds_a_share(training, shares, room.slots)
+        seconds = {c.name: unit * c.share for c in taken}
+        return Choice(seconds, {c.name: c.steps_in(seconds[c.name]) for c in taken}, n, training)
+
+    least = folds if all_folds else min(folds, max(1, room.slots // len(taken)))
+    fitting = [n for n in range(folds, least, -1) if min(shared(n).steps.values()) >= FOLD_STEPS]
+    choice = shared(fitting[0] if fitting else least)
+    if named or choice.folds < folds:
+        reason = f"{choice.folds} of {folds} folds of {first.name} fill the time"
+        return replace(choice, left_out={c.name: reason for c in candidates if c not in taken})
+    left_out = {}
+    for other in candidates[1:]:
+        more = [*taken, other]
+        wanted = [c.seconds(c.enough if c is first else c.steps) for c in more]
+        if makespan(wanted * folds, room.slots) <= choice.training:
+            taken = more
+        else:
+            left_out[other.name] = f"{first.name} would get fewer than {first.enough} steps a fold"
+    return replace(_rest_to_the_first(taken, folds, room, choice.training), left_out=left_out)
+
+
+def _rest_to_the_first(taken: Sequence[Candidate], folds: int, room: Room, training: float) -> Choice:
+    """The other families get the time for their planned steps, the first one all that is left."""
+    others = {c.name: c.seconds(c.steps) for c in taken[1:]}
+    low, high = 0.0, training
+    for _ in range(40):
+        middle = (low + high) / 2
+        fits = makespan([middle, *others.values()] * folds, room.slots) <= training
+        low, high = (middle, high) if fits else (low, middle)
+    seconds = {taken[0].name: low, **others}
+    return Choice(seconds, {c.name: c.steps_in(seconds[c.name]) for c in taken}, folds, training)

@@ -1,0 +1,97 @@
+"""The time limit of a call: what is left of it, and when each training must be over."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from autoseg.errors import InputError
+from autoseg.records import Job
+from autoseg.workspace import read_json, write_json
+
+KEPT_SECONDS = 5.0  # between two notes of the time spent: so much a killed run forgets
+
+
+class Clock:
+    """Counts the seconds of `limit`. Those of earlier calls that were cut off count, too: the same command goes on.
+
+    `path`: where the time spent is noted, as {limit, spent}; it is gone when a run ends well.
+    """
+
+    def __init__(self, limit: float, path: Path):
+        self.limit, self.path = limit, path
+        self._before, self._started, self._noted = 0.0, time.monotonic(), 0.0
+        with contextlib.suppress(InputError, KeyError, TypeError, ValueError):
+            kept = read_json(path) if path.is_file() else {}
+            if kept and float(kept["limit"]) == limit:
+                self._before = float(kept["spent"])
+
+    @property
+    def spent(self) -> float:
+        return self._before + time.monotonic() - self._started
+
+    @property
+    def before(self) -> float:
+        """Seconds that earlier calls spent."""
+        return self._before
+
+    @property
+    def left(self) -> float:
+        return self.limit - self.spent
+
+    def tick(self) -> None:
+        """Note the time spent, every few seconds."""
+        now = time.monotonic()
+        if now - self._noted >= KEPT_SECONDS:
+            self._noted = now
+            with contextlib.suppress(OSError):  # a full disk costs the note, not the run
+                write_json(self.path, {"limit": self.limit, "spent": round(self.spent, 1)})
+
+    def end(self) -> None:
+        """The run ended well: the next call has all of its limit."""
+        self.path.unlink(missing_ok=True)
+
+
+class Deadlines:
+    """Tells each training, when it starts, when it must be over, so that all of them are by `end`.
+
+    `seconds`: what each job may take, by its id, as planned. What others took longer or shorter is shared by those
+    that have not started; the last job of a slot gets all that is left. `end`: seconds since the epoch.
+    """
+
+    def __init__(self, seconds: Mapping[str, float], spent: Mapping[str, float], slots: int, end: float):
+        self.waiting = {name: max(0.0, planned - spent.get(name, 0.0)) for name, planned in seconds.items()}
+        self.slots, self.end = slots, end
+        self._given: dict[str, float] = {}
+
+    def give(self, job: Job) -> Job:
+        """The job as it starts now, its deadline among its arguments."""
+        now = time.time()
+        if job.id in self.waiting or job.id in self._given:
+            own = self.waiting.pop(job.id, 0.0)
+            busy = sorted((t for name, t in self._given.items() if name != job.id), reverse=True)[: self.slots - 1]
+            free = self.slots - len(busy)
+            if job.id in self._given:  # another try
+                deadline = self._given[job.id]
+            elif len(self.waiting) < free:  # nobody waits for this slot
+                deadline = self.end
+            else:
+                room = free * (self.end - now) + sum(self.end - max(now, t) for t in busy)
+                planned = own + sum(self.waiting.values())
+                deadline = min(self.end, now + own * room / planned) if planned else self.end
+            self._given[job.id] = deadline
+            return replace(job, argv=(*job.argv, "--deadline", f"{deadline:.1f}"))
+        return job
+
+
+def seconds_spent(jobs: Mapping[str, Path]) -> dict[str, float]:
+    """Seconds that trainings have behind them, by the last line of each metrics.jsonl."""
+    spent = {}
+    for name, path in jobs.items():
+        with contextlib.suppress(OSError, ValueError, IndexError, KeyError, TypeError):
+            spent[name] = float(json.loads(path.read_text("utf-8").splitlines()[-1])["seconds"])
+    return spent

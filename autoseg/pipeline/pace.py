@@ -1,0 +1,199 @@
+"""How long a run will take, and what fits a time limit: speeds are measured, trainings chosen, deadlines set."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autoseg.bundles.marks import bundle_settings, is_foreign_bundle
+from autoseg.devices import THREAD_SCALING
+from autoseg.errors import Fault, InputError
+from autoseg.execution.results import is_done, read_result
+from autoseg.pipeline.clock import Deadlines, seconds_spent
+from autoseg.pipeline.session import Session
+from autoseg.pipeline.training import bundle_files, data_stamp, fingerprint, run_jobs, training_jobs
+from autoseg.planning.budget import CPU_SHARE, Candidate, Choice, Room, choose, least_seconds, makespan
+from autoseg.records import Datalist, Event, Job, Resources, Speed, from_plain, to_plain
+from autoseg.workspace import read_json, write_json
+
+WORTH_MEASURING = 100  # steps: shorter trainings are over before they are forecast
+PREDICTION_START = 8.0  # seconds: of the process that predicts
+SECONDS_A_SCORE = 0.3  # of one core: surface distances of a case
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Which bundles are trained, by when (None: as their own settings say), and seconds a member needs to predict."""
+
+    bundles: list[Path]
+    deadlines: Deadlines | None = None
+    closing: float = 0.0
+    member_seconds: dict[str, float] = field(default_factory=dict)
+
+
+def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
+    """What is trained and how long, told as a forecast. InputError where a time limit is too short for anything."""
+    jobs = training_jobs(session, bundles, datalist)
+    ours = [bundle for bundle in bundles if not is_foreign_bundle(bundle)]
+    left = {job.id for job in jobs if not is_done(job, read_result(session.workspace.job(job.id)))}
+    if session.clock is None:
+        if left and len(ours) == len(bundles):
+            _forecast(session, [job for job in jobs if job.id in left], datalist)
+        return Pace(list(bundles))
+    if len(ours) < len(bundles):
+        names = ", ".join(sorted({_family(b) for b in bundles if b not in ours}))
+        session.notify(Event("warning", f"{names} left out: a foreign template cannot be told when to end"))
+    if not ours:
+        raise InputError([Fault("", "time_limit", "no family is left that could be told when to end")])
+    speeds = _measure(session, ours, datalist)
+    candidates = _candidates(session, ours, datalist, speeds)
+    closing, members = _predictions(session, datalist, speeds)
+    room = Room(session.clock.left, len(session.slots(len(ours))), closing, max(members.values()))
+    choice = _chosen(session, jobs, candidates, datalist.num_fold, room)
+    chosen = [b for b in ours if _family(b) in choice.seconds and _fold(b) < choice.folds]
+    _tell(session, choice, datalist.num_fold)
+    planned = {b.name: choice.seconds[_family(b)] for b in chosen if b.name in left}
+    spent = seconds_spent({b.name: b / "metrics.jsonl" for b in chosen})
+    end = time.time() + session.clock.left - 1.1 * (closing + choice.folds * max(members.values()))
+    deadlines = Deadlines(planned, spent, len(session.slots(len(chosen))), end)
+    return Pace(chosen, deadlines, closing, members)
+
+
+def _family(bundle: Path) -> str:
+    return bundle.name.rsplit("_", 1)[0]
+
+
+def _fold(bundle: Path) -> int:
+    return int(bundle.name.rsplit("_", 1)[1])
+
+
+def _measure(session: Session, bundles: Sequence[Path], datalist: Datalist) -> dict[str, Speed]:
+    """The speed of every family: of its first fold, as many at a time as will be trained side by side."""
+    first = {_family(bundle): bundle for bundle in reversed(bundles)}
+    slots = session.slots(len(bundles))
+    others = [b for b in bundles if b not in first.values()] if not session.devices.gpus else []
+    measured = [*first.values(), *others[: max(0, len(slots) - len(first))]]
+    stamp = data_stamp((*datalist.training, *datalist.validation))
+    jobs = []
+    for bundle in measured:
+        folder = session.workspace.job(f"measure_{bundle.name}")
+        jobs.append(
+            Job(
+                id=folder.name,
+                argv=(sys.executable, "-m", "autoseg.engine", "measure", str(bundle), str(folder / "speed.json")),
+                cwd=str(session.workspace.root),
+                outputs=(f"jobs/{folder.name}/speed.json",),
+                fingerprint=fingerprint(*bundle_files(bundle), stamp, to_plain(slots)),
+                resources=Resources(gpus=1 if session.devices.gpus else 0),
+            )
+        )
+    session.stage(f"measuring: a few steps of {', '.join(first)}")
+    results = run_jobs(session, jobs, parallel=len(slots))
+    speeds = {}
+    for name, bundle in first.items():
+        job = f"measure_{bundle.name}"
+        if results[job].status == "done":
+            plain = read_json(session.workspace.job(job) / "speed.json")
+            plain.pop("schema_version", None)
+            speeds[name] = from_plain(Speed, plain)
+    return speeds
+
+
+def _candidates(
+    session: Session, bundles: Sequence[Path], datalist: Datalist, speeds: dict[str, Speed]
+) -> list[Candidate]:
+    """The families that could be measured, the preferred one first."""
+    planned = read_json(session.workspace.plan_json)["families"]
+    found: list[Candidate] = []
+    for bundle in bundles:
+        name = _family(bundle)
+        if name not in speeds or any(candidate.name == name for candidate in found):
+            continue
+        steps = planned_steps(bundle_settings(bundle), len(datalist.split(_fold(bundle))[0]))
+        enough = int(steps * (1 if session.devices.gpus else CPU_SHARE))
+        cases = len([case for case in datalist.split(_fold(bundle))[1] if case.label])
+        found.append(Candidate(name, speeds[name], steps, enough, cases, float(planned[name].get("share", 1.0))))
+    if not found:
+        raise InputError([Fault("", "time_limit", "no family could be measured: see the logs of the measuring jobs")])
+    return sorted(found, key=lambda candidate: (-candidate.share, candidate.name))
+
+
+def planned_steps(settings: dict[str, Any], cases: int) -> int:
+    """Optimiser steps that a bundle's own settings ask for; 0 where only time bounds them."""
+    if settings["num_iterations"]:
+        return int(settings["num_iterations"])
+    return int(settings["num_epochs"] or 0) * math.ceil(cases / int(settings["num_images_per_batch"]))
+
+
+def _predictions(session: Session, datalist: Datalist, speeds: dict[str, Speed]) -> tuple[float, dict[str, float]]:
+    """(seconds of what comes after the trainings whatever their number, seconds a member of each family adds)."""
+    cases, cores = len(datalist.testing), session.devices.cores
+    labelled = len([case for case in datalist.testing if case.label])
+    closing = (PREDICTION_START if cases else 0.0) + SECONDS_A_SCORE * labelled / cores + 2.0
+    slots = session.slots(2**16)
+    faster = len(slots) if session.devices.gpus else (cores / slots[0].cpus) ** THREAD_SCALING
+    return closing, {name: cases * speed.case / faster for name, speed in speeds.items()}
+
+
+def _chosen(session: Session, jobs: Sequence[Job], candidates: Sequence[Candidate], folds: int, room: Room) -> Choice:
+    """The choice for this limit: the one of an earlier call that went the same way, or a new one, kept in pace.json."""
+    assert session.clock is not None
+    path, config = session.workspace.pace_json, session.config
+    key = fingerprint([job.fingerprint for job in jobs], session.clock.limit)
+    if path.is_file() and read_json(path).get("key") == key:
+        return from_plain(Choice, read_json(path)["choice"])
+    named, all_folds = config.algos is not None, config.num_fold is not None
+    choice = choose(candidates, folds, room, named=named, all_folds=all_folds)
+    if choice is None:
+        least = least_seconds(candidates, room, named) + session.clock.spent
+        message = f"{_span(session.clock.limit)} are too short: the least for these data here is {_span(1.1 * least)}"
+        raise InputError([Fault("", "time_limit", message)])
+    write_json(path, {"key": key, "choice": choice})
+    return choice
+
+
+def _tell(session: Session, choice: Choice, folds: int) -> None:
+    assert session.clock is not None
+    parts = [
+        f"{name}: {_span(seconds)} a fold, about {choice.steps[name]} steps" for name, seconds in choice.seconds.items()
+    ]
+    which = f"{choice.folds} of {folds} folds" if choice.folds < folds else f"{folds} fold{'s' if folds > 1 else ''}"
+    before = f", {_span(session.clock.before)} of it spent before" if session.clock.before else ""
+    facts = {"time_limit": session.clock.limit, "left": session.clock.left, "choice": to_plain(choice)}
+    message = f"time limit {_span(session.clock.limit)}{before}: {which}; {'; '.join(parts)}"
+    session.notify(Event("forecast", message, facts))
+    for name, reason in choice.left_out.items():
+        session.notify(Event("forecast", f"{name} is not trained in this time: {reason}"))
+
+
+def _forecast(session: Session, jobs: Sequence[Job], datalist: Datalist) -> None:
+    """Say how long trainings and predictions will take, where that is worth measuring."""
+    bundles = [session.workspace.root / job.id for job in jobs]
+    lengths = {b.name: planned_steps(bundle_settings(b), len(datalist.split(_fold(b))[0])) for b in bundles}
+    if max(lengths.values()) < WORTH_MEASURING or session.config.minutes:
+        return
+    speeds = _measure(session, bundles, datalist)
+    known = {c.name: c for c in _candidates(session, bundles, datalist, speeds)} if speeds else {}
+    if any(_family(b) not in known for b in bundles):
+        return
+    seconds = {b.name: known[_family(b)].seconds(lengths[b.name]) for b in bundles}
+    slots = session.slots(len(bundles))
+    closing, members = _predictions(session, datalist, speeds)
+    folds = len({_fold(b) for b in bundles})
+    total = makespan(list(seconds.values()), len(slots)) + closing + folds * max(members.values())
+    each = "; ".join(f"{name}: {_span(c.seconds(c.steps))} a fold" for name, c in known.items())
+    message = f"forecast: about {_span(total)} for {len(jobs)} trainings and the predictions ({each})"
+    session.notify(Event("forecast", message, {"seconds": total, "jobs": seconds}))
+
+
+def _span(seconds: float) -> str:
+    """Seconds as a person says them: 45 s, 12 min, 3 h 20 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

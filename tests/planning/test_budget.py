@@ -1,0 +1,97 @@
+"""Time divided among jobs, and what is worth training in it."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from autoseg.planning.budget import (
+    FOLD_STEPS,
+    LEAST_STEPS,
+    Candidate,
+    Choice,
+    Room,
+    choose,
+    least_seconds,
+    makespan,
+    seconds_a_share,
+)
+from autoseg.records import Speed
+
+QUICK = Candidate("segresnet", Speed(5.0, 0.5, 1.0), steps=1000, enough=3000, cases=8, share=3.0)
+SLOW = Candidate("dints", Speed(5.0, 1.0, 1.0), steps=1000, enough=3000, cases=8)
+
+
+def room(seconds: float, slots: int = 2) -> Room:
+    return Room(seconds, slots, closing=20.0, a_member=5.0)
+
+
+def chosen(
+    seconds: float, *candidates: Candidate, folds: int = 3, named: bool = False, all_folds: bool = False
+) -> Choice:
+    choice = choose(candidates or (QUICK, SLOW), folds, room(seconds), named=named, all_folds=all_folds)
+    assert choice is not None
+    return choice
+
+
+@pytest.mark.parametrize(
+    ("costs", "slots", "end"),
+    [([1.0], 4, 1.0), ([3, 3, 3, 1, 1, 1], 2, 6.0), ([2, 2, 2], 2, 4.0), ([5, 4, 3, 3], 2, 8.0)],
+)
+def test_makespan(costs: list[float], slots: int, end: float) -> None:
+    assert makespan(costs, slots) == end
+
+
+def test_shares_fill_the_time() -> None:
+    unit = seconds_a_share(600.0, [3, 1, 3, 1, 3, 1], 2)
+    assert makespan([3 * unit, unit] * 3, 2) == pytest.approx(600.0)
+
+
+def test_too_little_time_gives_nothing_and_the_least_is_enough() -> None:
+    least = least_seconds((QUICK, SLOW), room(0), named=False)
+    assert choose((QUICK, SLOW), 3, room(least - 1), named=False, all_folds=False) is None
+    choice = chosen(least + 1)
+    assert choice.folds >= 1
+    assert list(choice.seconds) == ["segresnet"]
+
+
+def test_both_slots_are_used_however_short_the_time() -> None:
+    choice = chosen(150.0)
+    assert choice.folds == 2
+    assert LEAST_STEPS <= choice.steps["segresnet"] < FOLD_STEPS
+
+
+def test_another_fold_comes_when_all_get_their_steps() -> None:
+    folds = [chosen(seconds).folds for seconds in (150, 300, 600, 1200)]
+    assert folds == sorted(folds)
+    assert folds[-1] == 3
+    assert chosen(1200).steps["segresnet"] >= FOLD_STEPS
+
+
+def test_more_time_never_means_fewer_steps_for_the_first_family() -> None:
+    steps = [chosen(float(seconds)).steps["segresnet"] for seconds in range(1200, 12_000, 600)]
+    jumps = [after - before for before, after in itertools.pairwise(steps)]
+    assert sum(jump < 0 for jump in jumps) <= 1  # where the second family joins
+    assert min(steps[steps.index(max(steps)) :]) >= FOLD_STEPS
+
+
+def test_another_family_joins_with_its_planned_steps_once_the_first_has_enough() -> None:
+    short, long = chosen(2400.0), chosen(7200.0)
+    assert list(short.seconds) == ["segresnet"]
+    assert "3000 steps" in short.left_out["dints"]
+    assert list(long.seconds) == ["segresnet", "dints"]
+    assert long.steps["segresnet"] >= 3000
+    assert long.steps["dints"] == pytest.approx(1000, abs=1)
+    assert makespan([*long.seconds.values()] * 3, 2) <= long.training + 1e-6
+
+
+def test_named_families_are_all_trained_by_their_shares() -> None:
+    choice = chosen(600.0, named=True)
+    assert choice.seconds["segresnet"] == pytest.approx(3 * choice.seconds["dints"])
+    assert not choice.left_out
+
+
+def test_folds_that_were_asked_for_are_all_trained() -> None:
+    assert chosen(200.0, QUICK, folds=5).folds == 2
+    assert chosen(400.0, QUICK, folds=5, all_folds=True).folds == 5
