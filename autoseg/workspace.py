@@ -235,6 +235,7 @@ class Workspace:
     datastats_yaml = property(lambda self: self.root / "datastats.yaml")
     datastats_by_case_yaml = property(lambda self: self.root / "datastats_by_case.yaml")
     pace_json = property(lambda self: self.root / "pace.json")
+    reseeded_json = property(lambda self: self.root / "reseeded.json")
     clock_json = property(lambda self: self.root / "clock.json")
     plan_json = property(lambda self: self.root / "plan.json")
     leaderboard_json = property(lambda self: self.root / "leaderboard.json")

@@ -11,9 +11,9 @@ from autoseg.records import LeaderboardEntry
 
 BEST_BY_FOLD, BEST_N, ALL = "AlgoEnsembleBestByFold", "AlgoEnsembleBestN", "AlgoEnsembleAll"
 METHODS = (BEST_BY_FOLD, BEST_N, ALL)
-# A fold has collapsed (it learnt next to nothing) where its mean Dice is below the first figure although the median
-# of its family's other folds is at least the second: the data can be learnt, this training went wrong.
-COLLAPSED, LEARNABLE = 0.1, 0.3
+# A fold has collapsed where its mean Dice is below the first figure's share of the median of its family's other folds,
+# and that is at least the second: the data can be learnt, this training went wrong.
+COLLAPSED, LEARNABLE = 0.5, 0.3
 
 LeftOut = list[tuple[str, str]]
 
@@ -69,6 +69,23 @@ def _unfit(entry: LeaderboardEntry, entries: Sequence[LeaderboardEntry], unvalid
         if unvalidated_ok and not entry.dice:
             return ""
         return "its mean Dice is not a number"
+    median = _siblings_median(entry, entries)
+    if _has_collapsed(entry, median):
+        return f"its training collapsed: mean Dice {entry.mean_dice:.3f}, the family's other folds have {median:.3f}"
+    return ""
+
+
+def collapsed(entries: Sequence[LeaderboardEntry]) -> list[LeaderboardEntry]:
+    """The trained folds that are far below their siblings."""
+    return [e for e in entries if e.status == "done" and _has_collapsed(e, _siblings_median(e, entries))]
+
+
+def _has_collapsed(entry: LeaderboardEntry, median: float) -> bool:
+    return median >= LEARNABLE and entry.mean_dice < COLLAPSED * median
+
+
+def _siblings_median(entry: LeaderboardEntry, entries: Sequence[LeaderboardEntry]) -> float:
+    """Median Dice of the family's other folds; 0 where there are none."""
     siblings = [
         other.mean_dice
         for other in entries
@@ -77,7 +94,4 @@ def _unfit(entry: LeaderboardEntry, entries: Sequence[LeaderboardEntry], unvalid
         and other.status == "done"
         and math.isfinite(other.mean_dice)
     ]
-    median = statistics.median(siblings) if siblings else 0.0
-    if entry.mean_dice < COLLAPSED and median >= LEARNABLE:
-        return f"its training collapsed: mean Dice {entry.mean_dice:.3f}, the family's other folds have {median:.3f}"
-    return ""
+    return statistics.median(siblings) if siblings else 0.0

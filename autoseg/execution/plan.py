@@ -1,7 +1,8 @@
-"""Pure rules of the scheduler: what may be run at all, in which order, and on which slots."""
+"""Pure rules of the scheduler: what may be run at all, in which order, on which slots, and how long it will take."""
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 
 from autoseg.errors import Faults, nearest
@@ -79,3 +80,27 @@ def assign(ready: Sequence[Job], free: Sequence[Slot], slots: Sequence[Slot]) ->
             given[job.id] = taken
         left = [slot for slot in left if slot not in taken]
     return given
+
+
+def seconds_left(
+    done: Sequence[tuple[float, float]],
+    running: Sequence[tuple[float, float, float | None]],
+    waiting: Sequence[float],
+    slots: int,
+) -> float | None:
+    """Seconds until all jobs have ended, or None as long as nothing is known of their speed.
+
+    `done`: (cost, seconds) of jobs that ran; `running`: (cost, seconds passed, seconds left if it says so); `waiting`:
+    costs, longest first. What a unit of cost takes is taken from those that are done or say how long they will be.
+    """
+    known = [*done, *((cost, passed + left) for cost, passed, left in running if left is not None)]
+    cost = sum(cost for cost, _ in known)
+    if cost <= 0:
+        return None
+    rate = sum(seconds for _, seconds in known) / cost
+    ends = [left if left is not None else max(0.0, own * rate - passed) for own, passed, left in running]
+    ends += [0.0] * (slots - len(ends))
+    heapq.heapify(ends)
+    for own in waiting:
+        heapq.heapreplace(ends, ends[0] + own * rate)
+    return max(ends)

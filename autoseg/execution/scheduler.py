@@ -17,7 +17,7 @@ from typing import Any
 from autoseg.devices import job_environment
 from autoseg.errors import InputError
 from autoseg.execution.executor import Executor
-from autoseg.execution.plan import assign, check_jobs, longest_first
+from autoseg.execution.plan import assign, check_jobs, longest_first, seconds_left
 from autoseg.execution.progress import MetricsReader
 from autoseg.execution.results import describe_failure, is_done, log_tail, missing_outputs, read_result
 from autoseg.records import Event, Job, JobResult, Slot
@@ -293,8 +293,18 @@ class Scheduler:
         now = self.executor.now()
         rows = [self._row(self._entries[name], now) for name in self._entries]
         finished = len(rows) - len(self._in_state("waiting", "running"))
-        facts = {"jobs": rows, "finished": finished, "total": len(rows)}
+        facts = {"jobs": rows, "finished": finished, "total": len(rows), "seconds_left": self._seconds_left(rows)}
         self.notify(Event("jobs", f"{finished} of {len(rows)} jobs finished", facts))
+
+    def _seconds_left(self, rows: Sequence[dict[str, Any]]) -> float | None:
+        ran = [e for e in self._in_state("done") if e.starts]
+        running = [(e, row) for e, row in zip(self._entries.values(), rows, strict=True) if row["state"] == "running"]
+        return seconds_left(
+            [(entry.job.cost, entry.seconds) for entry in ran],
+            [(entry.job.cost, row["seconds"], row["seconds_left"]) for entry, row in running],
+            [entry.job.cost for entry in self._in_state("waiting")],
+            len(self.slots),
+        )
 
     def _row(self, entry: _Entry, now: float) -> dict[str, Any]:
         reader = entry.metrics or MetricsReader(None, from_start=True)

@@ -149,7 +149,7 @@ def run(
     started = time.monotonic()
     prepare.refuse_bad_input(config)
     with open_session(config, notify) as session:
-        from autoseg.pipeline import pace, training
+        from autoseg.pipeline import collapse, pace, training
 
         datalist, bundles = _generate(session)
         if dry_run or config.train is False:
@@ -159,6 +159,10 @@ def run(
         results = training.train(session, planned.bundles, datalist, planned.deadlines)
         failed = training.failures(results)
         board = training.write_leaderboard(session, results, planned.bundles)
+        if again := collapse.reseed_collapsed(session, planned.bundles, datalist, board, planned.seconds_left):
+            results = training.train(session, planned.bundles, datalist, planned.for_more(again))
+            failed = training.failures(results)
+            board = training.write_leaderboard(session, results, planned.bundles)
         folds = read_json(session.workspace.cross_validation_json)["families"]
         result = RunResult(session.workspace.root, board, cross_validation=folds, failed=failed, labels=datalist.scored)
         if stop_after == "train" or config.ensemble is False:

@@ -35,6 +35,17 @@ class Pace:
     closing: float = 0.0
     member_seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def seconds_left(self) -> float:
+        """For trainings, from now on; infinite without a time limit."""
+        return math.inf if self.deadlines is None else self.deadlines.end - time.time()
+
+    def for_more(self, names: Sequence[str]) -> Deadlines | None:
+        """Deadlines of further trainings: all the time that is left."""
+        if self.deadlines is None:
+            return None
+        return Deadlines(dict.fromkeys(names, 1.0), {}, self.deadlines.slots, self.deadlines.end)
+
 
 def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
     """What is trained and how long, told as a forecast. InputError where a time limit is too short for anything."""
@@ -192,8 +203,9 @@ def _forecast(session: Session, jobs: Sequence[Job], datalist: Datalist) -> None
 
 
 def _span(seconds: float) -> str:
-    """Seconds as a person says them: 45 s, 12 min, 3 h 20 min."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+    """Seconds as a person says them: 45 s, 2 min 30 s, 40 min, 3 h 20 min."""
+    if seconds < 600:
+        minutes, rest = divmod(round(seconds), 60)
+        return " ".join([f"{minutes} min"] * bool(minutes) + [f"{rest} s"] * bool(rest or not minutes))
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return " ".join([f"{hours} h"] * bool(hours) + [f"{minutes} min"] * bool(minutes or not hours))

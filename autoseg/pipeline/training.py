@@ -20,7 +20,7 @@ from autoseg.execution import LocalExecutor, Scheduler
 from autoseg.pipeline.clock import Deadlines
 from autoseg.pipeline.session import Session
 from autoseg.records import Case, Datalist, Job, JobResult, LeaderboardEntry, Resources
-from autoseg.workspace import atomic_file, file_stamp, read_json, write_json
+from autoseg.workspace import Workspace, atomic_file, file_stamp, read_json, write_json
 
 
 def fingerprint(*parts: Any) -> str:
@@ -87,9 +87,18 @@ def preprocess(session: Session, bundles: Sequence[Path], datalist: Datalist) ->
     run_jobs(session, jobs, whole_machine=True)
 
 
-def training_jobs(session: Session, bundles: Sequence[Path], datalist: Datalist) -> list[Job]:
-    """One training a bundle."""
+def reseeded(workspace: Workspace) -> dict[str, dict[str, Any]]:
+    """Bundles that were given another seed, because with their own they collapsed (see `reseed_collapsed`)."""
+    path = workspace.reseeded_json
+    return dict(read_json(path)["bundles"]) if path.is_file() else {}
+
+
+def training_jobs(
+    session: Session, bundles: Sequence[Path], datalist: Datalist, *, with_other_seeds: bool = True
+) -> list[Job]:
+    """One training a bundle, with the seed it was given after a collapse."""
     jobs = []
+    others = reseeded(session.workspace) if with_other_seeds else {}
     for bundle, cost in zip(bundles, _costs(bundles, datalist), strict=True):
         training, validation = _split(bundle, datalist)
         argv: tuple[str, ...] = (sys.executable, str(bundle / "scripts" / "train.py"), "run")
@@ -98,13 +107,17 @@ def training_jobs(session: Session, bundles: Sequence[Path], datalist: Datalist)
             argv, outputs = (sys.executable, "-m", "autoseg.engine", "train_foreign", str(bundle)), ("scores.json",)
         elif session.clock is not None and not _steps_said(session.config, bundle):
             argv = (*argv, "--num_epochs", "None")  # the deadline alone ends it
+        made_from = fingerprint(*bundle_files(bundle), data_stamp((*training, *validation)))
+        other = others.get(bundle.name, {})
+        if other.get("fingerprint") == made_from:
+            argv, made_from = (*argv, "--seed", str(other["seed"])), fingerprint(made_from, other["seed"])
         jobs.append(
             Job(
                 id=bundle.name,
                 argv=argv,
                 cwd=str(bundle),
                 outputs=outputs,
-                fingerprint=fingerprint(*bundle_files(bundle), data_stamp((*training, *validation))),
+                fingerprint=made_from,
                 resources=Resources(gpus=1 if session.devices.gpus else 0),
                 cost=cost,
                 progress="metrics.jsonl",

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autoseg.records import Event
-from autoseg.report.tables import duration, jobs_table, render, steps
+from autoseg.report.tables import duration, jobs_table, left_in_all, render, steps
 
 logger = logging.getLogger(__name__)
 JOBS_EVERY_SECONDS = 30.0
@@ -110,7 +110,8 @@ class Screen:
             self._said = event.time if not ended else 0.0
         elif event.time - self._said >= JOBS_EVERY_SECONDS:
             self._said = event.time
-            parts = [f"{facts['finished']} of {facts['total']} jobs finished", *map(_short, running)]
+            left = left_in_all(facts["total"], facts.get("seconds_left"))
+            parts = [f"{facts['finished']} of {facts['total']} jobs finished{left}", *map(_short, running)]
             self._line(Event("jobs", "; ".join(parts), time=event.time))
 
     def _on_progress(self, event: Event) -> None:
@@ -150,7 +151,9 @@ class Screen:
         if facts is not None:
             passed = time.monotonic() - self._jobs_at
             rows = [_moved(row, passed) for row in _fitting(facts["jobs"], self.console.height - 8)]
-            table = jobs_table(rows, facts["finished"], facts["total"])
+            left = facts.get("seconds_left")
+            left = None if left is None else max(0.0, left - passed)
+            table = jobs_table(rows, facts["finished"], facts["total"], left)
             hidden = len(facts["jobs"]) - len(rows)
             table.caption = f"{hidden} more" if hidden else None
             parts.append(table if self._writes_unicode() else Text(render(table, self.console.width, unicode=False)))

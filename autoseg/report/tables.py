@@ -153,9 +153,11 @@ def plan_table(families: Mapping[str, Any]) -> Table:
     return table
 
 
-def jobs_table(rows: Sequence[Mapping[str, Any]], finished: int, total: int) -> Table:
+def jobs_table(
+    rows: Sequence[Mapping[str, Any]], finished: int, total: int, seconds_left: float | None = None
+) -> Table:
     """The live table, from the facts of a "jobs" event."""
-    table = _table(f"Jobs: {finished} of {total} finished")
+    table = _table(f"Jobs: {finished} of {total} finished{left_in_all(total, seconds_left)}")
     table.padding = (0, 1, 0, 0)  # fits a terminal of 80 characters
     _column(table, "job", fold=True)
     for title in ("state", "device"):
@@ -210,6 +212,11 @@ def duration(seconds: Any) -> str:
         return UNKNOWN
     minutes, rest = divmod(max(0, round(number)), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def left_in_all(jobs: int, seconds: float | None) -> str:
+    """What the jobs together still take, where it is known and not said by a single one."""
+    return f", about {duration(seconds)} left in all" if seconds and jobs > 1 else ""
 
 
 def _table(title: str) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from autoseg.engine.bundle import Bundle
+from autoseg.engine.rehearsal import measure
 from autoseg.engine.trainer import Hook, Trainer
 from autoseg.errors import InputError
 
@@ -92,6 +94,25 @@ def test_seconds_end_a_training(make_bundle: MakeBundle) -> None:
     assert (root / "models" / "model.pt").exists()
     with pytest.raises(InputError, match="how long"):
         Trainer(Bundle.load(root, {"max_seconds": None}))
+
+
+def test_a_deadline_ends_a_training_and_one_that_is_over_still_leaves_weights(make_bundle: MakeBundle) -> None:
+    limits = {"num_iterations": None, "num_epochs": None, "deadline": time.time() + 6.0}
+    started = time.time()
+    progress = Trainer(Bundle.load(make_bundle(**limits))).run()
+    assert progress.step > 1
+    assert time.time() - started < 8.0
+    late = make_bundle(name="late_0", **{**limits, "deadline": time.time() - 100.0})
+    assert Trainer(Bundle.load(late)).run().step == 1
+    assert (late / "models" / "model.pt").exists()
+
+
+def test_a_rehearsal_leaves_no_trace(make_bundle: MakeBundle) -> None:
+    root = make_bundle()
+    before = sorted(str(path) for path in root.rglob("*"))
+    speed = measure(root, seconds=0.1)
+    assert sorted(str(path) for path in root.rglob("*")) == before
+    assert min(speed.start, speed.step, speed.case, speed.memory) > 0
 
 
 def test_unknown_overrides_are_refused_together_with_the_nearest(make_bundle: MakeBundle) -> None:

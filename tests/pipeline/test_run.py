@@ -6,22 +6,25 @@ import json
 import math
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from monai.apps.auto3dseg import AlgoEnsemble, AlgoEnsembleBuilder, import_bundle_algo_history
 from monai.utils.enums import AlgoKeys
 
 from autoseg import AutoRunner
 from autoseg.config import RunConfig, load_config
 from autoseg.demo import make_demo_data
+from autoseg.ensemble.members import collapsed
 from autoseg.errors import InputError, NoResultError
 from autoseg.pipeline import RunResult, check, evaluate, predict, run, status
 from autoseg.records import Event
-from autoseg.workspace import Workspace
+from autoseg.workspace import Workspace, read_json, write_json
 
 TINY = {"init_filters": 8, "blocks_down": [1, 1, 1], "dsdepth": 2, "roi_size": [32, 32, 24], "num_iterations": 60}
 
@@ -214,6 +217,34 @@ def test_a_job_that_fails_leaves_a_valid_result(odd_path: Path, monkeypatch: pyt
     assert result.members == ("segresnet_0",)
     assert [job.id for job in result.failed] == ["segresnet_1"]
     assert "Nope" in str(result.failed[0].error)
+
+
+def test_a_collapsed_fold_is_trained_once_more_with_another_seed(
+    finished: tuple[RunConfig, RunResult, list[Event]], odd_path: Path
+) -> None:
+    config, result, _ = finished
+    work_dir = odd_path / "w"
+    shutil.copytree(config.work_dir, work_dir)
+    again = replace(config, work_dir=str(work_dir), ensemble=False)
+    scores = work_dir / "segresnet_1" / "scores.json"
+    write_json(scores, {**read_json(scores), "mean_dice": 0.02})
+    events: list[Event] = []
+    board = {entry.name: entry for entry in run(again, events.append).leaderboard}
+    assert [e.facts["seed"] for e in events if "trained once more" in e.message] == [7919]
+    assert [e.facts["id"] for e in events if e.kind == "job_started"] == ["segresnet_1"]
+    assert board["segresnet_1"].mean_dice > 0.3
+    assert board["segresnet_0"] == next(e for e in result.leaderboard if e.name == "segresnet_0")
+    weights = [
+        torch.load(w / "segresnet_1/models/model.pt", weights_only=True) for w in (Path(config.work_dir), work_dir)
+    ]
+    assert not all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+    write_json(scores, {**read_json(scores), "mean_dice": 0.02})  # as if that had not helped
+    events.clear()
+    board = {entry.name: entry for entry in run(again, events.append).leaderboard}
+    assert not [e for e in events if e.kind == "job_started"]
+    assert board["segresnet_1"].mean_dice == 0.02
+    assert collapsed(list(board.values())) == [board["segresnet_1"]]
 
 
 def test_all_jobs_failing_is_no_result(odd_path: Path) -> None:
