@@ -104,7 +104,12 @@ class Scheduler:
                 raise
             finally:
                 self.executor.close()
-        return {job.id: result for job in jobs if (result := self._entries[job.id].result) is not None}
+        return {job.id: result for job in jobs if (result := self.results.get(job.id)) is not None}
+
+    @property
+    def results(self) -> dict[str, JobResult]:
+        """Of the jobs that have ended so far, by their ids."""
+        return {name: entry.result for name, entry in self._entries.items() if entry.result is not None}
 
     def _keep_done(self) -> None:
         for entry in self._entries.values():

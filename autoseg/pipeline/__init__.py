@@ -5,6 +5,7 @@ Each takes a checked `RunConfig` and a listener for events, reads the files of t
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -149,25 +150,42 @@ def run(
     started = time.monotonic()
     prepare.refuse_bad_input(config)
     with open_session(config, notify) as session:
-        from autoseg.pipeline import collapse, pace, training
-
         datalist, bundles = _generate(session)
         if dry_run or config.train is False:
             return RunResult(session.workspace.root, labels=datalist.scored, seconds=time.monotonic() - started)
-        training.preprocess(session, bundles, datalist)
-        planned = pace.pace(session, bundles, datalist)
-        results = training.train(session, planned.bundles, datalist, planned.deadlines)
-        failed = training.failures(results)
-        board = training.write_leaderboard(session, results, planned.bundles)
-        if again := collapse.reseed_collapsed(session, planned.bundles, datalist, board, planned.seconds_left):
-            results = training.train(session, planned.bundles, datalist, planned.for_more(again))
-            failed = training.failures(results)
-            board = training.write_leaderboard(session, results, planned.bundles)
+        planned, board, failed = _train(session, datalist, bundles)
         folds = read_json(session.workspace.cross_validation_json)["families"]
         result = RunResult(session.workspace.root, board, cross_validation=folds, failed=failed, labels=datalist.scored)
         if stop_after == "train" or config.ensemble is False:
             return _finished(session, result, started)
         return _ensemble(session, datalist, result, started, ensemble_method, planned)
+
+
+def _train(
+    session: Session, datalist: Datalist, bundles: list[Path]
+) -> tuple[Pace, tuple[LeaderboardEntry, ...], tuple[JobResult, ...]]:
+    """Preprocess, choose what fits the time, train; a collapsed fold once more. (pace, leaderboard, failed jobs).
+
+    Leaderboard and ensemble.json are brought up to date whenever a training ends: from the first one on, a run that is
+    cut off can predict.
+    """
+    from autoseg.pipeline import collapse, pace, predicting, training
+
+    training.preprocess(session, bundles, datalist)
+    planned = pace.pace(session, bundles, datalist)
+
+    def so_far(results: dict[str, JobResult]) -> None:
+        with contextlib.suppress(OSError):  # a full disk costs the interim files, not the run
+            board = training.write_leaderboard(session, results, planned.bundles)
+            predicting.keep_members_so_far(session, board)
+
+    results = training.train(session, planned.bundles, datalist, planned.deadlines, so_far)
+    board = training.write_leaderboard(session, results, planned.bundles)
+    again = collapse.reseed_collapsed(session, planned.bundles, datalist, board, planned.seconds_left)
+    if again:
+        results = training.train(session, planned.bundles, datalist, planned.for_more(again), so_far)
+        board = training.write_leaderboard(session, results, planned.bundles)
+    return planned, board, training.failures(results)
 
 
 def _ensemble(

@@ -50,16 +50,29 @@ def pick_members(
         session.notify(Event("warning", f"{left} stays out of the ensemble: {reason}"))
     if not members:
         raise NoResultError("no trained network is fit for an ensemble")
-    names = [member.name for member in members]
+    _record(session, name, members, left_out)
+    session.stage(f"ensemble: {name} of {len(members)}: {', '.join(member.name for member in members)}")
+    return tuple(members)
+
+
+def keep_members_so_far(session: Session, leaderboard: Sequence[LeaderboardEntry]) -> None:
+    """ensemble.json of the networks that are trained by now: a run that is cut off can predict with them."""
+    method = session.config.ensemble_method
+    members, left_out = choose_members(leaderboard, method, n_best=session.config.n_best, unvalidated_ok=True)
+    if members:
+        _record(session, method, members, left_out)
+
+
+def _record(
+    session: Session, method: str, members: Sequence[LeaderboardEntry], left_out: Sequence[tuple[str, str]]
+) -> None:
     record = {
-        "method": name,
-        "mode": config.ensemble_mode,
-        "members": names,
+        "method": method,
+        "mode": session.config.ensemble_mode,
+        "members": [member.name for member in members],
         "left_out": [{"name": left, "reason": reason} for left, reason in left_out],
     }
     write_json(session.workspace.ensemble_json, record)
-    session.stage(f"ensemble: {name} of {len(names)}: {', '.join(names)}")
-    return tuple(members)
 
 
 def in_time(

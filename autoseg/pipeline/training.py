@@ -19,7 +19,7 @@ from autoseg.errors import NoResultError
 from autoseg.execution import LocalExecutor, Scheduler
 from autoseg.pipeline.clock import Deadlines
 from autoseg.pipeline.session import Session
-from autoseg.records import Case, Datalist, Job, JobResult, LeaderboardEntry, Resources
+from autoseg.records import Case, Datalist, Event, Job, JobResult, LeaderboardEntry, Resources
 from autoseg.workspace import Workspace, atomic_file, file_stamp, read_json, write_json
 
 
@@ -46,15 +46,25 @@ def run_jobs(
     whole_machine: bool = False,
     parallel: int | None = None,
     at_start: Callable[[Job], Job] = lambda job: job,
+    on_done: Callable[[dict[str, JobResult]], None] = lambda results: None,
 ) -> dict[str, JobResult]:
-    """Run jobs over the slots, those of `parallel` jobs if given (or one after another on all cores)."""
+    """Run jobs over the slots, those of `parallel` jobs if given (or one after another on all cores).
+
+    `on_done` is told the results so far whenever a job ended well.
+    """
+
+    def notify(event: Event) -> None:
+        session.notify(event)
+        if event.kind == "job_done":
+            on_done(scheduler.results)
+
     slots = session.whole_machine() if whole_machine else session.slots(parallel or len(jobs))
     config = session.config
     scheduler = Scheduler(
         LocalExecutor(),
         slots,
         session.workspace.jobs,
-        session.notify,
+        notify,
         max_tries=config.max_tries,
         stuck_seconds=60 * config.stuck_minutes,
         at_start=at_start,
@@ -167,7 +177,11 @@ def _voxels(settings: Mapping[str, Any], cases: int) -> float:
 
 
 def train(
-    session: Session, bundles: Sequence[Path], datalist: Datalist, deadlines: Deadlines | None = None
+    session: Session,
+    bundles: Sequence[Path],
+    datalist: Datalist,
+    deadlines: Deadlines | None = None,
+    on_done: Callable[[dict[str, JobResult]], None] = lambda results: None,
 ) -> dict[str, JobResult]:
     """Train every bundle, by its deadline if there are some; raises NoResultError where none could be trained."""
     jobs = training_jobs(session, bundles, datalist)
@@ -176,7 +190,7 @@ def train(
     slots = session.slots(len(jobs))
     places = ", ".join(f"{s.id} ({s.cpus} core{'s' if s.cpus > 1 else ''})" for s in slots)
     session.stage(f"training: {len(jobs)} jobs over {places}")
-    results = run_jobs(session, jobs, at_start=deadlines.give if deadlines else lambda job: job)
+    results = run_jobs(session, jobs, at_start=deadlines.give if deadlines else lambda job: job, on_done=on_done)
     if all(result.status != "done" for result in results.values()):
         first = next(iter(results.values()))
         headline = (first.error or first.status).splitlines()[0]

@@ -189,6 +189,26 @@ def test_status_tells_jobs_and_members(finished: tuple[RunConfig, RunResult, lis
     assert found["members"] == ["segresnet_0", "segresnet_1"]
 
 
+def test_a_run_that_is_cut_off_after_one_fold_can_predict(
+    finished: tuple[RunConfig, RunResult, list[Event]], odd_path: Path
+) -> None:
+    config, _, _ = finished
+    work_dir = odd_path / "w"
+    shutil.copytree(config.work_dir, work_dir)
+    for file in ("leaderboard.json", "ensemble.json", "jobs/segresnet_1/result.json"):
+        (work_dir / file).unlink()
+
+    def stop(event: Event) -> None:
+        if event.kind == "job_started" and event.facts["id"] == "segresnet_1":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(replace(config, work_dir=str(work_dir)), stop)
+    assert read_json(work_dir / "ensemble.json")["members"] == ["segresnet_0"]
+    image = next((Path(config.datalist).parent / "images").glob("*.nii.gz"))
+    assert len(predict(work_dir, image, odd_path / "out")) == 1
+
+
 def test_events_tell_the_story(finished: tuple[RunConfig, RunResult, list[Event]]) -> None:
     config, _, events = finished
     kinds = [event.kind for event in events]
