@@ -9,7 +9,8 @@ import pytest
 
 from autoseg.pipeline import clock as clock_module
 from autoseg.pipeline.clock import Clock, Deadlines, seconds_spent
-from autoseg.records import Job
+from autoseg.pipeline.predicting import in_time
+from autoseg.records import Job, LeaderboardEntry
 from autoseg.workspace import read_json, write_json
 
 
@@ -114,3 +115,12 @@ def test_the_real_clock_runs(tmp_path: Path) -> None:
     clock = Clock(10.0, tmp_path / "clock.json")
     time.sleep(0.01)
     assert 0 < clock.spent < 5
+
+
+def test_the_best_members_that_are_in_time_are_kept() -> None:
+    board = [LeaderboardEntry("a", fold, "done", dice) for fold, dice in enumerate((0.7, 0.9, 0.8))]
+    kept, late = in_time(board, 25.0, {"a": 10.0})
+    assert [entry.fold for entry in kept] == [1, 2]
+    assert [name for name, _ in late] == ["a_0"]
+    assert [entry.fold for entry in in_time(board, -5.0, {"a": 10.0})[0]] == [1]  # a result there must be
+    assert in_time(board, 30.0, {"a": 10.0}) == (board, [])
