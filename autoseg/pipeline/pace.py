@@ -65,7 +65,7 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
     candidates = _candidates(session, ours, datalist, speeds)
     closing, members = _predictions(session, datalist, speeds)
     room = Room(session.clock.left, len(session.slots(len(ours))), closing, max(members.values()))
-    choice = _chosen(session, jobs, candidates, datalist.num_fold, room)
+    choice = _chosen(session, ours, candidates, datalist, room)
     chosen = [b for b in ours if _family(b) in choice.seconds and _fold(b) < choice.folds]
     _tell(session, choice, datalist.num_fold)
     planned = {b.name: choice.seconds[_family(b)] for b in chosen if b.name in left}
@@ -151,15 +151,18 @@ def _predictions(session: Session, datalist: Datalist, speeds: dict[str, Speed])
     return closing, {name: cases * speed.case / faster for name, speed in speeds.items()}
 
 
-def _chosen(session: Session, jobs: Sequence[Job], candidates: Sequence[Candidate], folds: int, room: Room) -> Choice:
+def _chosen(
+    session: Session, bundles: Sequence[Path], candidates: Sequence[Candidate], datalist: Datalist, room: Room
+) -> Choice:
     """The choice for this limit: the one of an earlier call that went the same way, or a new one, kept in pace.json."""
     assert session.clock is not None
     path, config = session.workspace.pace_json, session.config
+    jobs = training_jobs(session, bundles, datalist, with_other_seeds=False)
     key = fingerprint([job.fingerprint for job in jobs], session.clock.limit)
     if path.is_file() and read_json(path).get("key") == key:
         return from_plain(Choice, read_json(path)["choice"])
     named, all_folds = config.algos is not None, config.num_fold is not None
-    choice = choose(candidates, folds, room, named=named, all_folds=all_folds)
+    choice = choose(candidates, datalist.num_fold, room, named=named, all_folds=all_folds)
     if choice is None:
         least = least_seconds(candidates, room, named) + session.clock.spent
         message = f"{_span(session.clock.limit)} are too short: the least for these data here is {_span(1.1 * least)}"
