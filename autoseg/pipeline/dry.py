@@ -15,7 +15,15 @@ from autoseg.config import RunConfig
 from autoseg.devices import detect_devices
 from autoseg.ensemble.members import choose_members
 from autoseg.pipeline import prepare
-from autoseg.pipeline.inputs import bundle_changes, bundle_parts, case_digests, fingerprint, made_from, setting_texts
+from autoseg.pipeline.inputs import (
+    bundle_changes,
+    bundle_parts,
+    case_digests,
+    fingerprint,
+    made_from,
+    setting_texts,
+    several,
+)
 from autoseg.pipeline.pace import is_chosen, kept_choice
 from autoseg.pipeline.predicting import prediction_jobs
 from autoseg.pipeline.session import Notify, Session
@@ -166,11 +174,12 @@ def _predictions(session: Session, datalist: Datalist, trainings: Sequence[Outlo
     real = session.workspace
     fate = ANEW if real.evaluation_json.exists() or real.ensemble_output.exists() else RUNS
     open_yet = [row.id for row in trainings if row.fate != KEPT]
-    if open_yet or not real.leaderboard_json.exists() or not real.ensemble_json.exists():
-        return [Outlook("predict", fate, f"after {', '.join(open_yet)}" if open_yet else "no ensemble was chosen")]
+    if open_yet:
+        return [Outlook("predict", fate, f"after {several(open_yet)}")]
+    board = read_leaderboard(real) if real.leaderboard_json.exists() else ()
+    if {entry.name for entry in board} != {row.id for row in trainings} or not real.ensemble_json.exists():
+        return [Outlook("predict", fate, "the ensemble is chosen anew")]
     if method is None:
-        names = {row.id for row in trainings}
-        board = [entry for entry in read_leaderboard(real) if entry.name in names]
         unvalidated = all(math.isnan(entry.mean_dice) for entry in board)
         how = session.config.ensemble_method, session.config.n_best
         members = [m.name for m in choose_members(board, how[0], n_best=how[1], unvalidated_ok=unvalidated)[0]]

@@ -70,13 +70,13 @@ def changes(before: Inputs, now: Inputs) -> list[str]:
     said = []
     for part in (part for part in VALUES if differing.get(part)):
         pairs = [(name, before.get(part, {}).get(name), now[part].get(name)) for name in differing[part]]
-        said.append(_several([_change(*pair) for pair in pairs]))
+        said.append(several([_change(*pair) for pair in pairs]))
     files = differing.get("files", [])
     own = [name for name in files if name not in RENDERED] or ([] if said else files)
-    said += [f"{_several(own)} changed"] if own else []
+    said += [f"{several(own)} changed"] if own else []
     said += _case_changes(before, {part: now[part] for part in CASES if part in now})
     rest = [part for part, names in differing.items() if names and part not in (*VALUES, *CASES, "files")]
-    return [*said, *(f"{part} changed: {_several(differing[part])}" for part in rest)]
+    return [*said, *(f"{part} changed: {several(differing[part])}" for part in rest)]
 
 
 def bundle_changes(bundle: Path, now: Inputs) -> list[str]:
@@ -107,7 +107,8 @@ def _case_changes(before: Inputs, now: Inputs) -> list[str]:
     return [f"data of {len(new)} cases: {', '.join(said)}"] if said else []
 
 
-def _several(words: Sequence[str]) -> str:
+def several(words: Sequence[str]) -> str:
+    """The words in one line; of many, the first ones and how many more there are."""
     more = len(words) - MOST_NAMED
     return ", ".join([*words[:MOST_NAMED], *([f"and {more} more"] if more > 0 else [])])
 

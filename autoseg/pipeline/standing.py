@@ -15,6 +15,7 @@ from autoseg.workspace import read_json
 
 KEPT, GOES_ON, RUNS, ANEW = "kept", "goes on", "runs", "runs anew"
 CHECKPOINT = "models/checkpoint.pt"
+UNNAMED = "its record does not say what it was made from"
 SCORES = "scores.json"  # written last, from what the checkpoint's training left
 
 
@@ -38,8 +39,7 @@ def outlook(job: Job, folder: Path, edited: list[str] | None = None) -> Outlook:
         goes_on = checkpoint and edited is None
         return Outlook(job.id, GOES_ON if goes_on else RUNS, "its record is lost" if goes_on else "never run")
     if edited is not None or result.fingerprint != job.fingerprint:
-        changed = _changed(job, result, folder) or edited or ["what it was made from changed"]
-        return Outlook(job.id, ANEW, "; ".join(changed))
+        return Outlook(job.id, ANEW, "; ".join(_changed(job, result, folder) or edited or [UNNAMED]))
     if result.status == "done":
         missing = missing_outputs(job)
         if not missing:
@@ -53,13 +53,16 @@ def outlook(job: Job, folder: Path, edited: list[str] | None = None) -> Outlook:
 
 
 def _changed(job: Job, result: JobResult, folder: Path) -> list[str]:
-    """How the job's inputs differ from those it was run with; [] where these were not recorded, too."""
+    """How the job's inputs differ from those it was run with; [] where the record of these is none, or of another."""
     try:
         record = from_plain(Job, read_json(folder / "job.json"))
     except (InputError, ValueError, TypeError, AttributeError):
         return []
-    known = record.inputs and record.fingerprint == result.fingerprint
-    return changes(record.inputs, job.inputs) if known else []
+    if not record.inputs or record.fingerprint != result.fingerprint:
+        return []
+    changed = changes(record.inputs, job.inputs)
+    turned = record.fingerprint != job.fingerprint and not changed
+    return [*changed, "the order of its cases changed"] if turned else changed
 
 
 def _reached(job: Job) -> str:

@@ -21,7 +21,7 @@ from autoseg.engine.cache import source_stamp
 from autoseg.errors import InputError
 from autoseg.execution import FakeExecutor, FakeRun, read_result
 from autoseg.pipeline import inputs, run, training
-from autoseg.pipeline.standing import Outlook
+from autoseg.pipeline.standing import UNNAMED, Outlook
 from autoseg.records import Event, Job, Speed
 from autoseg.workspace import Workspace, read_json, write_json
 
@@ -215,9 +215,34 @@ def test_a_lost_record_is_no_evidence(copied: RunConfig) -> None:
     root = Path(copied.work_dir)
     (root / "jobs" / "segresnet_0" / "result.json").write_text("{")
     assert ahead(copied)["segresnet_0"] == Outlook("segresnet_0", "goes on", "its record is lost")
-    write_json(root / "jobs" / "dints_0" / "job.json", {"id": "dints_0"})
+    record = root / "jobs" / "dints_0" / "job.json"
+    write_json(record, {**read_json(record), "inputs": {}})  # as one of an earlier version
     row = ahead(replace(copied, settings={**SMALL, "num_iterations": 61}))["dints_0"]
-    assert (row.fate, row.reason) == ("runs anew", "num_iterations 60 -> 61")
+    assert (row.fate, row.reason) == ("runs anew", "num_iterations 60 -> 61")  # by the bundle that stands there
+    cut_off(root, "dints_0", "done", fingerprint="another")
+    assert ahead(copied)["dints_0"] == Outlook("dints_0", "runs anew", UNNAMED)
+
+
+def test_cases_in_another_order_are_other_patches(finished: RunConfig, tmp_path: Path) -> None:
+    plain = read_json(Path(finished.work_dir) / "datalist.json")  # with its folds
+    write_json(tmp_path / "turned.json", {**plain, "training": plain["training"][::-1]})
+    rows = ahead(replace(finished, datalist=str(tmp_path / "turned.json"), num_fold=None))
+    assert rows["segresnet_0"] == Outlook("segresnet_0", "runs anew", "the order of its cases changed")
+
+
+def test_cases_in_other_folds_are_counted(finished: RunConfig) -> None:
+    rows = ahead(replace(finished, num_fold=3))
+    assert rows["segresnet_2"].reason == "never run"
+    assert (
+        rows["segresnet_0"].reason.startswith("data of 6 cases: ") and "in another fold" in rows["segresnet_0"].reason
+    )
+
+
+def test_predictions_of_fewer_families_are_others(copied: RunConfig) -> None:
+    alone = replace(copied, algos=("segresnet",))
+    assert ahead(alone)["predict"] == Outlook("predict", "runs anew", "the ensemble is chosen anew")
+    run(alone)
+    assert ahead(alone)["predict_0"].fate == "kept" and ahead(copied)["predict"].fate == "runs anew"
 
 
 def test_training_alone_has_no_predictions_and_no_training_has_no_jobs(finished: RunConfig) -> None:
@@ -258,7 +283,7 @@ def test_a_time_limit_lists_what_was_chosen(odd_path: Path, demo_data: Path) -> 
     result = run(config)
     again = run(config, dry_run=True).dry
     assert again is not None and "as an earlier call chose them" in again.notes[0]
-    trained = {row.id for row in again.jobs if not row.id.startswith("pre")}
+    trained = {row.id for row in again.jobs if not row.id.startswith("preprocess_")}
     assert trained == {entry.name for entry in result.leaderboard} | {"predict_0"}
     assert {row.fate for row in again.jobs} == {"kept"}
 
