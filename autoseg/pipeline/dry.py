@@ -16,6 +16,7 @@ from autoseg.devices import detect_devices
 from autoseg.ensemble.members import choose_members
 from autoseg.pipeline import prepare
 from autoseg.pipeline.inputs import (
+    UNSEEN,
     bundle_changes,
     bundle_parts,
     case_digests,
@@ -123,7 +124,7 @@ def _trainings(session: Session, drafts: _Drafts, real: Workspace) -> tuple[list
         place = real.root / job.id
         edited = None
         if place.is_dir() and not prepare.same_files(bundle, place):
-            edited = bundle_changes(place, bundle_parts(bundle)) or ["its files were changed"]
+            edited = bundle_changes(place, bundle_parts(bundle))
         found.append(outlook(replace(job, cwd=str(place)), real.job(job.id), edited))
     limit = session.config.time_limit
     if limit is not None:
@@ -133,7 +134,7 @@ def _trainings(session: Session, drafts: _Drafts, real: Workspace) -> tuple[list
         cases = {"training": case_digests(training), "validation": case_digests(validation)}
         inputs = made_from(settings=setting_texts(plan.settings), **cases)
         job = Job(place.name, (), str(place), inputs=inputs, fingerprint=fingerprint(inputs))
-        found.append(outlook(job, real.job(job.id), ["its template or the statistics of the data changed"]))
+        found.append(outlook(job, real.job(job.id), [UNSEEN]))
     return found, []
 
 

@@ -21,6 +21,7 @@ SETTINGS = "hyper_parameters.yaml"
 # what a bundle's writer makes from settings, template and installed versions
 RENDERED = {f"configs/{name}.yaml" for name in ("train", "inference", "transforms_infer", "transforms_validate")}
 RENDERED |= {"configs/metadata.json"}
+UNSEEN = "its template, or what it is told of the data, changed"  # of a foreign bundle, whose files are not compared
 MOST_NAMED = 6
 LONGEST = 40  # characters of a value that is said
 
@@ -80,9 +81,9 @@ def changes(before: Inputs, now: Inputs) -> list[str]:
 
 
 def bundle_changes(bundle: Path, now: Inputs) -> list[str]:
-    """`changes` of the bundle as it stands; it may be damaged."""
+    """`changes` of a bundle that is to be replaced; one reason at least, even of a damaged one."""
     try:
-        return changes(bundle_parts(bundle), now)
+        return changes(bundle_parts(bundle), now) or ["its files changed" if "files" in now else UNSEEN]
     except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return ["its files are damaged"]
 

@@ -288,9 +288,9 @@ def _write_bundle(session: Session, name: str, fold: int, plan: Plan) -> Path:
 def _remove_bundle(session: Session, bundle: Path, now: Inputs) -> None:
     """Make room for a bundle of other inputs, those of `now`; of a trained one it is said what has changed."""
     if bundle_weights(bundle).is_file():
-        changed = bundle_changes(bundle, now) or ["its template or data changed"]
-        message = f"{bundle.name} was trained with other settings ({'; '.join(changed)}): it is replaced"
-        session.notify(Event("warning", f"{message} and trained anew", {"changed": changed}))
+        changed = bundle_changes(bundle, now)
+        message = f"{bundle.name} is replaced and trained anew: {'; '.join(changed)}"
+        session.notify(Event("warning", message, {"changed": changed}))
     shutil.rmtree(bundle, ignore_errors=True)
 
 

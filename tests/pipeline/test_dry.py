@@ -21,6 +21,7 @@ from autoseg.engine.cache import source_stamp
 from autoseg.errors import InputError
 from autoseg.execution import FakeExecutor, FakeRun, read_result
 from autoseg.pipeline import inputs, run, training
+from autoseg.pipeline.inputs import UNSEEN
 from autoseg.pipeline.standing import UNNAMED, Outlook
 from autoseg.records import Event, Job, Speed
 from autoseg.workspace import Workspace, read_json, write_json
@@ -136,7 +137,9 @@ def test_a_replaced_bundle_is_said_with_what_changed(copied: RunConfig) -> None:
     events: list[Event] = []
     run(replace(copied, family_settings={"dints": {"learning_rate": 1e-3}}), events.append)
     said = [event.message for event in events if event.kind == "warning"]
-    assert len(said) == 2 and all("-> 0.001): it is replaced and trained anew" in message for message in said)
+    assert [message.split(" -> ")[0] for message in said] == [
+        f"dints_{fold} is replaced and trained anew: learning_rate 0.002" for fold in (0, 1)
+    ]
 
 
 def test_data_that_changed_are_counted(finished: RunConfig) -> None:
@@ -265,6 +268,12 @@ def test_other_members_are_other_predictions(finished: RunConfig) -> None:
     assert rows["predict_0"].reason == "ensemble changed: mode"
 
 
+def test_a_comment_in_the_settings_is_no_setting(copied: RunConfig) -> None:
+    with open(Path(copied.work_dir) / "segresnet_1" / "configs" / "hyper_parameters.yaml", "a") as file:
+        file.write("# mine\n")
+    assert ahead(copied)["segresnet_1"] == Outlook("segresnet_1", "runs anew", "its files changed")
+
+
 def test_a_foreign_template(odd_path: Path, demo_data: Path) -> None:
     config = configure(odd_path / "w", demo_data, algos=["tinynet"], settings={})
     assert set(fates(ahead(config)).values()) == {"runs"} and not (odd_path / "w").exists()
@@ -273,6 +282,7 @@ def test_a_foreign_template(odd_path: Path, demo_data: Path) -> None:
     assert set(fates(ahead(config)).values()) == {"kept"}
     row = ahead(replace(config, family_settings={"tinynet": {"num_epochs": 7}}))["tinynet_0"]
     assert row == Outlook("tinynet_0", "runs anew", "num_epochs not set -> 7")
+    assert ahead(replace(config, modality="PET"))["tinynet_0"] == Outlook("tinynet_0", "runs anew", UNSEEN)
     assert tree(odd_path / "w") == before
 
 
