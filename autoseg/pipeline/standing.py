@@ -60,9 +60,9 @@ def _changed(job: Job, result: JobResult, folder: Path) -> list[str]:
         return []
     if not record.inputs or record.fingerprint != result.fingerprint:
         return []
-    changed = changes(record.inputs, job.inputs)
-    turned = record.fingerprint != job.fingerprint and not changed
-    return [*changed, "the order of its cases changed"] if turned else changed
+    if record.inputs == job.inputs and record.fingerprint != job.fingerprint:  # mappings are equal in any order
+        return ["the order of its cases changed"]
+    return changes(record.inputs, job.inputs)
 
 
 def _reached(job: Job) -> str:
