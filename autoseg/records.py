@@ -146,7 +146,8 @@ class Resources:
 class Job:
     """A process to run, as data. `outputs` are paths relative to `cwd`; `cost` orders jobs, longest first.
 
-    `progress` names the metrics.jsonl that the live table reads, relative to `cwd`.
+    `progress` names the metrics.jsonl that the live table reads, relative to `cwd`. `inputs`: what it is made from, by
+    part (version, settings, files, cases) and name, as values or digests; `fingerprint` is the digest of all.
     """
 
     id: str
@@ -159,6 +160,7 @@ class Job:
     fingerprint: str = ""
     cost: float = 1.0
     progress: str | None = None
+    inputs: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

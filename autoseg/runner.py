@@ -197,9 +197,10 @@ class AutoRunner:
             logger.warning("set_gpu_customization has no effect: the planner always fits patches to the GPU's memory")
         return self
 
-    def run(self, notify: Callable[[Event], None] | None = None) -> RunResult:
+    def run(self, notify: Callable[[Event], None] | None = None, *, dry_run: bool = False) -> RunResult:
         """Do it all; returns leaderboard, members, evaluation and paths.
 
+        With `dry_run` nothing is done: the result's `dry` says what would run, what is kept, and why.
         Progress is shown as the shell shows it; `notify` hears the events instead. Raises InputError where what was
         given is wrong (nothing was spent then) and NoResultError where nothing valid came out.
         """
@@ -207,11 +208,11 @@ class AutoRunner:
 
         with _visible_devices(self._devices), self._sliced() as config:
             if notify is not None:
-                return pipeline.run(config, notify, ensemble_method=self._ensemble)
+                return pipeline.run(config, notify, dry_run=dry_run, ensemble_method=self._ensemble)
             from autoseg.report.screen import Screen
 
             with Screen() as screen:
-                return pipeline.run(config, screen, ensemble_method=self._ensemble)
+                return pipeline.run(config, screen, dry_run=dry_run, ensemble_method=self._ensemble)
 
     @contextmanager
     def _sliced(self) -> Iterator[RunConfig]:

@@ -304,9 +304,7 @@ class RunLock:
         except BlockingIOError:
             holder = _holder(file)
             file.close()
-            started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("started", 0)))
-            message = f"in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}, started {started}"
-            raise WorkspaceInUseError([Fault(str(self.workspace.root), "work_dir", message)]) from None
+            raise _in_use(self.workspace, holder) from None
         except OSError as error:
             file.close()
             message = f"cannot be locked: {error.strerror}"
@@ -338,6 +336,19 @@ def lock_holder(workspace: Workspace) -> dict[str, Any] | None:
             return None
     except OSError:
         return None
+
+
+def refuse_in_use(workspace: Workspace) -> None:
+    """WorkspaceInUseError where a run is at work in the work_dir; writes nothing."""
+    holder = lock_holder(workspace)
+    if holder is not None:
+        raise _in_use(workspace, holder)
+
+
+def _in_use(workspace: Workspace, holder: Mapping[str, Any]) -> WorkspaceInUseError:
+    started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("started", 0)))
+    message = f"in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}, started {started}"
+    return WorkspaceInUseError([Fault(str(workspace.root), "work_dir", message)])
 
 
 def _holder(file: IO[str]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from autoseg.cli.words import parameters, parse_words, positional
 from autoseg.datalist.sources import Wanted
 from autoseg.errors import Fault, InputError, NoResultError
 from autoseg.pipeline import RunResult
+from autoseg.pipeline.dry import DryRun
+from autoseg.pipeline.standing import Outlook
 from autoseg.records import Case, Datalist, JobResult, LeaderboardEntry
 
 
@@ -278,19 +280,27 @@ def test_result_with_failed_jobs_is_shown_and_gives_3(
     assert "segresnet_1" in err
 
 
-def test_dry_run_of_train_plans_only(
+def test_dry_run_of_train_says_what_would_run(
     calls: list, datalist: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    work_dir = datalist.parent / "w"
-    work_dir.mkdir()
-    plan = {"families": {"segresnet": {"skip": None, "settings": {"roi_size": {"value": [8, 8, 8], "reason": "why"}}}}}
-    (work_dir / "plan.json").write_text(json.dumps(plan), "utf-8")
-    monkeypatch.setattr("autoseg.pipeline.run", lambda *_, dry_run: RunResult(work_dir) if dry_run else None)
+    families = {"segresnet": {"skip": None, "settings": {"roi_size": {"value": [8, 8, 8], "reason": "why"}}}}
+    jobs = (Outlook("segresnet_0", "kept", "done"), Outlook("segresnet_1", "runs anew", "learning_rate 1 -> 2"))
+    result = RunResult(datalist.parent / "w", dry=DryRun(jobs, families, notes=("time_limit: not known yet",)))
+    heard: list[dict[str, Any]] = []
+    monkeypatch.setattr("autoseg.pipeline.run", lambda *_, **options: heard.append(options) or result)
     words = run_flags(datalist)
     assert cli.main(["train", *words[1:], "--dry_run"]) == 0
+    assert heard == [{"dry_run": True, "stop_after": "train"}]
     out = capsys.readouterr().out
-    assert "roi_size" in out
-    assert "nothing was trained" in out
+    for said in (
+        "roi_size",
+        "segresnet_0",
+        "runs anew",
+        "learning_rate 1 -> 2",
+        "not known yet",
+        "nothing was changed",
+    ):
+        assert said in out
     assert not calls
 
 

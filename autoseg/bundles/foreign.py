@@ -49,9 +49,7 @@ def write_foreign(
     other is given to `remove` before.
     """
     template, target = workspace.templates / name, workspace.bundle(name, fold)
-    stamp = _stamp(template, workspace, datalist, plan, target)
-    described = target / FOREIGN
-    if described.is_file() and read_json(described).get("stamp") == stamp:
+    if stands(target, template, workspace, datalist, plan):
         return target
     remove(target)
     algo = _told(name, template, workspace, datalist)
@@ -70,9 +68,17 @@ def write_foreign(
         "dataroot": datalist.dataroot,
         "datalist": relative(workspace.datalist_json, target),
     }
+    stamp = _stamp(template, workspace, datalist, plan, target)
     found = {"stamp": stamp, "overrides": plan.settings, "settings": {**skeleton_settings(), **settings}}
-    write_json(described, found)  # last: where it stands, the bundle is whole
+    write_json(target / FOREIGN, found)  # last: where it stands, the bundle is whole
     return target
+
+
+def stands(target: Path, template: Path, workspace: Workspace, datalist: Datalist, plan: Plan) -> bool:
+    """Whether the bundle at `target` was made of the same: template, plan, and what `workspace` says of the data."""
+    described = target / FOREIGN
+    stamp = _stamp(template, workspace, datalist, plan, target)
+    return described.is_file() and read_json(described).get("stamp") == stamp
 
 
 def _told(name: str, folder: Path, workspace: Workspace, datalist: Datalist) -> Any:

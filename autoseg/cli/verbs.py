@@ -23,9 +23,9 @@ FOLLOW_SECONDS = 5.0
 def run(*, dry_run: bool = False, **flags: Any) -> int:
     """The one call: check, analyse, plan, train all folds in parallel, ensemble, predict, evaluate.
 
-    dry_run: plan, write the bundles and stop before anything is trained
+    dry_run: analyse and plan, say what would run, what is kept and why, and change nothing
     """
-    return _show_result(_stage("run", flags, dry_run=dry_run), dry_run)
+    return _show_result(_stage("run", flags, dry_run=dry_run))
 
 
 def check(**flags: Any) -> int:
@@ -53,9 +53,10 @@ def generate(**flags: Any) -> int:
 def train(*, dry_run: bool = False, **flags: Any) -> int:
     """Everything up to the leaderboard; what is trained already and unchanged is kept.
 
-    dry_run: plan, write the bundles and stop before anything is trained
+    dry_run: analyse and plan, say what would run, what is kept and why, and change nothing
     """
-    return _show_result(_stage("run", flags, dry_run=True) if dry_run else _stage("train", flags), dry_run)
+    looked = {"dry_run": True, "stop_after": "train"}
+    return _show_result(_stage("run", flags, **looked) if dry_run else _stage("train", flags))
 
 
 def ensemble(**flags: Any) -> int:
@@ -257,15 +258,18 @@ def _screen() -> Screen:
     return Screen(Console(width=None if sys.stdout.isatty() else 110))
 
 
-def _show_result(result: RunResult, dry_run: bool = False) -> int:
+def _show_result(result: RunResult) -> int:
     """Print what came out, and where it is; returns the exit code."""
     from autoseg.report import tables
-    from autoseg.workspace import read_json
 
     screen = _screen()
-    if dry_run:
-        screen.print(tables.plan_table(read_json(result.paths["plan"])["families"]))
-        print("dry run: nothing was trained; the same command without --dry_run trains")
+    if result.dry is not None:
+        screen.print(tables.plan_table(result.dry.families))
+        screen.print(tables.outlook_table(result.dry.jobs))
+        for note in result.dry.notes:
+            print(note)
+        print("dry run: nothing was changed; the same command without --dry_run does this")
+        return 0
     if result.leaderboard:
         screen.print(tables.leaderboard_table(result.leaderboard, result.labels))
     if result.cross_validation:

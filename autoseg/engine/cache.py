@@ -65,7 +65,7 @@ def ensure_cached(
 ) -> list[CachedCase]:
     """Preprocess the cases that are not yet on disk, `workers` at a time; returns all, in the order given."""
     folder = bundle.path("cache_dir") / bundle.preprocessing_key()
-    missing = [case for case in cases if not _fresh(folder / case.id, case)]
+    missing = [case for case in cases if not is_fresh(folder / case.id, case)]
     if missing:
         logger.info("preprocessing %d of %d cases into %s", len(missing), len(cases), folder)
     work = functools.partial(preprocess_case, bundle.root, bundle.settings, folder)
@@ -91,7 +91,8 @@ def _bytes(cases: Sequence[Case]) -> int:
     return sum(path_bytes(path) for case in cases for path in (*case.image, case.label or os.devnull))
 
 
-def _fresh(folder: Path, case: Case) -> bool:
+def is_fresh(folder: Path, case: Case) -> bool:
+    """Whether `folder` holds the case preprocessed from its files as they are now."""
     record = folder / "case.json"
     return record.is_file() and read_json(record).get("source") == source_stamp(case)
 
@@ -115,7 +116,7 @@ def preprocess_case(root: Path, settings: dict[str, Any], folder: Path, case: Ca
         try:
             os.replace(temporary, target)
         except OSError:
-            if not _fresh(target, case):  # another job was faster: its result is as good
+            if not is_fresh(target, case):  # another job was faster: its result is as good
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 from autoseg.bundles.marks import bundle_settings
 from autoseg.config import RunConfig, load_config
-from autoseg.datalist import load_datalist
 from autoseg.devices import detect_devices
 from autoseg.errors import InputError
 from autoseg.pipeline import prepare
 from autoseg.pipeline.session import Notify, Session, open_session, silent
 from autoseg.pipeline.watching import cancel, job_log, status
-from autoseg.records import Datalist, Event, JobResult, LeaderboardEntry, from_plain
-from autoseg.workspace import Workspace, read_json, read_yaml
+from autoseg.records import Datalist, Event, JobResult, LeaderboardEntry
+from autoseg.workspace import Workspace, read_json
 
 if TYPE_CHECKING:
     from autoseg.analysis import CheckResult
     from autoseg.evaluation import Evaluation
+    from autoseg.pipeline.dry import DryRun
     from autoseg.pipeline.pace import Pace
 
 __all__ = ["RunResult", "analyze", "cancel", "check", "ensemble", "evaluate", "generate", "job_log", "predict", "run"]
@@ -35,7 +35,10 @@ __all__ += ["status", "train"]
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run ended with. `evaluation` is of the testing cases, None where they have no labels."""
+    """What a run ended with. `evaluation` is of the testing cases, None where they have no labels.
+
+    `dry`: what a dry run found, which ends with nothing else.
+    """
 
     work_dir: Path
     leaderboard: tuple[LeaderboardEntry, ...] = ()
@@ -46,6 +49,7 @@ class RunResult:
     failed: tuple[JobResult, ...] = ()
     labels: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0
+    dry: DryRun | None = None
 
     @property
     def exit_code(self) -> int:
@@ -99,23 +103,14 @@ def _generate(session: Session) -> tuple[Datalist, list[Path]]:
         prepare.forget(workspace, prepare.families(config))
     if config.analyze is False:
         prepare.refuse_missing(workspace.datastats_yaml, "analyze")
-        datalist = _stored_datalist(workspace)
+        datalist = prepare.stored_datalist(workspace)
     else:
         datalist = prepare.analyse(session)
     if config.algo_gen is False:
-        planned = read_json(workspace.plan_json)["families"] if workspace.plan_json.exists() else {}
-        left_out = {name for name, plan in planned.items() if plan["skip"] and not config.algos}
-        names = [name for name in prepare.families(config) if name not in left_out]
-        bundles = [workspace.bundle(name, fold) for name in names for fold in range(datalist.num_fold)]
-        for bundle in bundles:
-            prepare.refuse_missing(bundle, "generate")
-        return datalist, bundles
-    return datalist, prepare.write_bundles(session, datalist, prepare.make_plans(session, datalist))
-
-
-def _stored_datalist(workspace: Workspace) -> Datalist:
-    """The run's own copy, with its folds."""
-    return load_datalist(workspace.datalist_json, read_yaml(workspace.input_yaml)["dataroot"])
+        return datalist, prepare.standing_bundles(config, workspace, datalist)
+    bundles = prepare.write_bundles(session, datalist, prepare.make_plans(session, datalist))
+    session.stage(f"planning: {len(bundles)} bundles written, see {workspace.plan_json}")
+    return datalist, bundles
 
 
 def train(config: RunConfig, notify: Notify | None = None) -> RunResult:
@@ -127,9 +122,11 @@ def ensemble(config: RunConfig, notify: Notify | None = None) -> RunResult:
     """Choose members among what is trained in the work_dir, predict the testing cases, evaluate."""
     started = time.monotonic()
     with open_session(config, notify) as session:
+        from autoseg.pipeline.training import read_leaderboard
+
         prepare.refuse_missing(session.workspace.leaderboard_json, "train")
-        datalist = _stored_datalist(session.workspace)
-        board = _read_leaderboard(session.workspace)
+        datalist = prepare.stored_datalist(session.workspace)
+        board = read_leaderboard(session.workspace)
         result = RunResult(session.workspace.root, board, labels=datalist.scored)
         return _ensemble(session, datalist, result, started)
 
@@ -143,15 +140,22 @@ def run(
 ) -> RunResult:
     """The one call: check, analyse, plan, train all folds in parallel, ensemble, predict, evaluate.
 
-    With `dry_run` stops when bundles are planned and written. `ensemble_method`, an AlgoEnsemble of MONAI, chooses the
-    members instead of the configured method. Raises InputError (bad input, nothing spent) and
-    NoResultError (nothing valid came out).
+    With `dry_run` the data are analysed, and the result's `dry` says what would run and what would be kept; nothing in
+    the work_dir changes but the analysis kept in its cache. `ensemble_method`, an AlgoEnsemble of MONAI, chooses the
+    members instead of the configured method. Raises InputError (bad input, nothing spent) and NoResultError (nothing
+    valid came out).
     """
     started = time.monotonic()
     prepare.refuse_bad_input(config)
+    if dry_run:
+        from autoseg.pipeline.dry import look_ahead
+
+        ahead = look_ahead(config, notify or silent, only_training=stop_after == "train", method=ensemble_method)
+        work_dir = Workspace(config.work_dir).root
+        return RunResult(work_dir, labels=ahead.labels, dry=ahead, seconds=time.monotonic() - started)
     with open_session(config, notify) as session:
         datalist, bundles = _generate(session)
-        if dry_run or config.train is False:
+        if config.train is False:
             return RunResult(session.workspace.root, labels=datalist.scored, seconds=time.monotonic() - started)
         planned, board, failed = _train(session, datalist, bundles)
         folds = read_json(session.workspace.cross_validation_json)["families"]
@@ -172,6 +176,7 @@ def _train(
     from autoseg.pipeline import collapse, pace, predicting, training
 
     training.preprocess(session, bundles, datalist)
+    training.forget_stale(session, training.training_jobs(session, bundles, datalist))
     planned = pace.pace(session, bundles, datalist)
 
     def so_far(results: dict[str, JobResult]) -> None:
@@ -228,11 +233,6 @@ def _finished(session: Session, result: RunResult, started: float) -> RunResult:
         session.clock.end()
     session.notify(Event("result", f"done in {result.seconds / 60:.1f} minutes", facts))
     return result
-
-
-def _read_leaderboard(workspace: Workspace) -> tuple[LeaderboardEntry, ...]:
-    entries = read_json(workspace.leaderboard_json)["entries"]
-    return tuple(from_plain(LeaderboardEntry, entry) for entry in entries)
 
 
 def predict(

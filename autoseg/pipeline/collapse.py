@@ -28,7 +28,7 @@ def reseed_collapsed(
     would be the same again.
     """
     known = reseeded(session.workspace)
-    jobs = {job.id: job for job in training_jobs(session, bundles, datalist, with_other_seeds=False)}
+    jobs = {job.id: job for job in training_jobs(session, bundles, datalist, seeds={})}
     again = []
     for entry in collapsed(board):
         bundle = session.workspace.root / entry.name

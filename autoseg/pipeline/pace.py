@@ -15,11 +15,12 @@ from autoseg.devices import THREAD_SCALING
 from autoseg.errors import Fault, InputError
 from autoseg.execution.results import is_done, read_result
 from autoseg.pipeline.clock import Deadlines, seconds_spent
+from autoseg.pipeline.inputs import bundle_parts, case_digests, fingerprint, made_from
 from autoseg.pipeline.session import Session
-from autoseg.pipeline.training import bundle_files, data_stamp, fingerprint, run_jobs, training_jobs
+from autoseg.pipeline.training import run_jobs, training_jobs
 from autoseg.planning.budget import CPU_SHARE, Candidate, Choice, Room, choose, least_seconds, makespan
 from autoseg.records import Datalist, Event, Job, Resources, Speed, from_plain, to_plain
-from autoseg.workspace import read_json, write_json
+from autoseg.workspace import Workspace, read_json, write_json
 
 WORTH_MEASURING = 100  # steps: shorter trainings are over before they are forecast
 PREDICTION_START = 8.0  # seconds: of the process that predicts
@@ -65,8 +66,8 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
     candidates = _candidates(session, ours, datalist, speeds)
     closing, members = _predictions(session, datalist, speeds)
     room = Room(session.clock.left, len(session.slots(len(ours))), closing, max(members.values()))
-    choice = _chosen(session, ours, candidates, datalist, room)
-    chosen = [b for b in ours if _family(b) in choice.seconds and _fold(b) < choice.folds]
+    choice = _chosen(session, training_jobs(session, ours, datalist, seeds={}), candidates, datalist.num_fold, room)
+    chosen = [b for b in ours if is_chosen(choice, b)]
     _tell(session, choice, datalist.num_fold)
     planned = {b.name: choice.seconds[_family(b)] for b in chosen if b.name in left}
     spent = seconds_spent({b.name: b / "metrics.jsonl" for b in chosen})
@@ -89,17 +90,19 @@ def _measure(session: Session, bundles: Sequence[Path], datalist: Datalist) -> d
     slots = session.slots(len(bundles))
     others = [b for b in bundles if b not in first.values()] if not session.devices.gpus else []
     measured = [*first.values(), *others[: max(0, len(slots) - len(first))]]
-    stamp = data_stamp((*datalist.training, *datalist.validation))
+    cases = {"training": case_digests(datalist.training), "validation": case_digests(datalist.validation)}
     jobs = []
     for bundle in measured:
         folder = session.workspace.job(f"measure_{bundle.name}")
+        inputs = made_from(**bundle_parts(bundle), **cases, slots={slot.id: slot for slot in slots})
         jobs.append(
             Job(
                 id=folder.name,
                 argv=(sys.executable, "-m", "autoseg.engine", "measure", str(bundle), str(folder / "speed.json")),
                 cwd=str(session.workspace.root),
                 outputs=(f"jobs/{folder.name}/speed.json",),
-                fingerprint=fingerprint(*bundle_files(bundle), stamp, to_plain(slots)),
+                inputs=inputs,
+                fingerprint=fingerprint(inputs),
                 resources=Resources(gpus=1 if session.devices.gpus else 0),
             )
         )
@@ -151,24 +154,37 @@ def _predictions(session: Session, datalist: Datalist, speeds: dict[str, Speed])
     return closing, {name: cases * speed.case / faster for name, speed in speeds.items()}
 
 
-def _chosen(
-    session: Session, bundles: Sequence[Path], candidates: Sequence[Candidate], datalist: Datalist, room: Room
-) -> Choice:
+def _chosen(session: Session, jobs: Sequence[Job], candidates: Sequence[Candidate], folds: int, room: Room) -> Choice:
     """The choice for this limit: the one of an earlier call that went the same way, or a new one, kept in pace.json."""
     assert session.clock is not None
-    path, config = session.workspace.pace_json, session.config
-    jobs = training_jobs(session, bundles, datalist, with_other_seeds=False)
-    key = fingerprint([job.fingerprint for job in jobs], session.clock.limit)
-    if path.is_file() and read_json(path).get("key") == key:
-        return from_plain(Choice, read_json(path)["choice"])
+    config, limit = session.config, session.clock.limit
+    kept = kept_choice(session.workspace, jobs, limit)
+    if kept is not None:
+        return kept
     named, all_folds = config.algos is not None, config.num_fold is not None
-    choice = choose(candidates, datalist.num_fold, room, named=named, all_folds=all_folds)
+    choice = choose(candidates, folds, room, named=named, all_folds=all_folds)
     if choice is None:
         least = least_seconds(candidates, room, named) + session.clock.spent
-        message = f"{_span(session.clock.limit)} are too short: the least for these data here is {_span(1.1 * least)}"
+        message = f"{_span(limit)} are too short: the least for these data here is {_span(1.1 * least)}"
         raise InputError([Fault("", "time_limit", message)])
-    write_json(path, {"key": key, "choice": choice})
+    write_json(session.workspace.pace_json, {"key": _key(jobs, limit), "choice": choice})
     return choice
+
+
+def kept_choice(workspace: Workspace, jobs: Sequence[Job], limit: float) -> Choice | None:
+    """What was chosen of these trainings before, for the same limit in seconds; None where nothing was."""
+    path = workspace.pace_json
+    kept = read_json(path) if path.is_file() else {}
+    return from_plain(Choice, kept["choice"]) if kept.get("key") == _key(jobs, limit) else None
+
+
+def is_chosen(choice: Choice, bundle: Path) -> bool:
+    """Whether the bundle's family and fold are among what is trained."""
+    return _family(bundle) in choice.seconds and _fold(bundle) < choice.folds
+
+
+def _key(jobs: Sequence[Job], limit: float) -> str:
+    return fingerprint({"jobs": [job.fingerprint for job in jobs], "limit": limit})
 
 
 def _tell(session: Session, choice: Choice, folds: int) -> None:

@@ -13,9 +13,10 @@ from autoseg.datalist.formats import IMAGE_ENDINGS
 from autoseg.ensemble.members import choose_members, fit_members
 from autoseg.errors import Fault, InputError, NoResultError
 from autoseg.evaluation import Evaluation, evaluate_pairs, write_evaluation
+from autoseg.pipeline.inputs import case_digests, fingerprint, made_from
 from autoseg.pipeline.pace import Pace
 from autoseg.pipeline.session import Session
-from autoseg.pipeline.training import data_stamp, fingerprint, run_jobs
+from autoseg.pipeline.training import run_jobs
 from autoseg.records import Case, Datalist, Event, Job, JobResult, LeaderboardEntry, Resources
 from autoseg.workspace import Workspace, read_json, write_json
 
@@ -90,10 +91,10 @@ def in_time(
     return [member for member in members if member in kept], left_out
 
 
-def predict_cases(
+def prediction_jobs(
     session: Session, members: Sequence[str], cases: Sequence[Case], output: Callable[[Case], Path], label: str
-) -> tuple[dict[str, Path], tuple[JobResult, ...]]:
-    """Predict cases by the ensemble, spread over the slots. Returns (case id -> file, jobs that failed)."""
+) -> list[tuple[Job, dict[str, Any]]]:
+    """Jobs that predict cases by the ensemble, spread over the slots, each with what its spec.json is to hold."""
     workspace = session.workspace
     # one process per GPU; on a CPU one process with all cores, for windows spread over threads by themselves
     slots = session.slots(len(cases)) if session.devices.gpus else session.whole_machine()
@@ -112,21 +113,33 @@ def predict_cases(
             "results": str(folder / "predictions.json"),
             "progress": str(folder / "metrics.jsonl"),
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "spec.json", spec)
-        weights = [(bundle_weights(b).stat().st_mtime_ns, b.name) for b in bundles]
-        jobs.append(
-            Job(
-                id=job_id,
-                argv=(sys.executable, "-m", "autoseg.ensemble", "predict", str(folder / "spec.json")),
-                cwd=str(folder),
-                outputs=("predictions.json", *(str(output(case)) for case in shard)),
-                fingerprint=fingerprint(folder / "spec.json", weights, data_stamp(shard)),
-                resources=Resources(gpus=1 if session.devices.gpus else 0, cpus=session.devices.cores),
-                cost=len(shard),
-                progress="metrics.jsonl",
-            )
+        weights = {b.name: bundle_weights(b).stat().st_mtime_ns for b in bundles}
+        how = {"mode": spec["mode"], "outputs": fingerprint({"outputs": spec["outputs"]})}
+        inputs = made_from(members=weights, ensemble=how, testing=case_digests(shard))
+        job = Job(
+            id=job_id,
+            argv=(sys.executable, "-m", "autoseg.ensemble", "predict", str(folder / "spec.json")),
+            cwd=str(folder),
+            outputs=("predictions.json", *(str(output(case)) for case in shard)),
+            inputs=inputs,
+            fingerprint=fingerprint(inputs),
+            resources=Resources(gpus=1 if session.devices.gpus else 0, cpus=session.devices.cores),
+            cost=len(shard),
+            progress="metrics.jsonl",
         )
+        jobs.append((job, spec))
+    return jobs
+
+
+def predict_cases(
+    session: Session, members: Sequence[str], cases: Sequence[Case], output: Callable[[Case], Path], label: str
+) -> tuple[dict[str, Path], tuple[JobResult, ...]]:
+    """Predict cases by the ensemble. Returns (case id -> file, jobs that failed)."""
+    jobs = []
+    for job, spec in prediction_jobs(session, members, cases, output, label):
+        Path(job.cwd).mkdir(parents=True, exist_ok=True)
+        write_json(Path(job.cwd) / "spec.json", spec)
+        jobs.append(job)
     results = run_jobs(session, jobs, whole_machine=not session.devices.gpus)
     predictions: dict[str, Path] = {}
     left_out: list[str] = []

@@ -15,12 +15,13 @@ from autoseg.bundles.marks import bundle_weights
 from autoseg.config import RunConfig, config_to_input
 from autoseg.datalist import load_datalist, make_folds, plain_datalist, with_regions
 from autoseg.errors import Fault, Faults, InputError, nearest
+from autoseg.pipeline.inputs import Inputs, bundle_changes, bundle_parts, setting_texts
 from autoseg.pipeline.session import Session
 from autoseg.planning import Machine, Plan, normalize_modes
 from autoseg.planning.budget import seconds_a_share
 from autoseg.planning.plan import pair_faults
 from autoseg.records import Datalist, Event
-from autoseg.workspace import Workspace, read_yaml, write_json, write_yaml
+from autoseg.workspace import Workspace, read_json, read_yaml, write_json, write_yaml
 
 
 def read_datalist(config: RunConfig) -> Datalist:
@@ -148,13 +149,15 @@ def _unfit_configuration(config: RunConfig, datalist: Datalist, reports: Sequenc
     return faults.items
 
 
-def analyse(session: Session) -> Datalist:
-    """Check and analyse the data; writes input.yaml, datalist.json (with folds) and datastats*.yaml."""
+def analyse(session: Session, cache: Path | None = None) -> Datalist:
+    """Check and analyse the data; writes input.yaml, datalist.json (with folds) and datastats*.yaml.
+
+    `cache`: where reports on cases are kept, if not in the work_dir's own.
+    """
     config, workspace = session.config, session.workspace
     session.stage("analysis: reading every case")
-    datalist, reports, checked = examine_data(
-        config, session.devices.cores, workspace.cache / "analysis", session.notify
-    )
+    cache = cache or workspace.cache / "analysis"
+    datalist, reports, checked = examine_data(config, session.devices.cores, cache, session.notify)
     for warning in checked.warnings:
         session.notify(Event("warning", str(warning)))
     if config.check and checked.faults:
@@ -248,14 +251,14 @@ def write_bundles(session: Session, datalist: Datalist, plans: Mapping[str, Plan
     for name, plan in plans.items():
         home = workspace.templates / name
         _replace_tree(folders[name], home)
-        foreign, remove = is_foreign(home), functools.partial(_remove_bundle, session)
+        foreign = is_foreign(home)
+        remove = functools.partial(_remove_bundle, session, now={"settings": setting_texts(plan.settings)})
         for fold in range(datalist.num_fold):
             if foreign:
                 bundles.append(write_foreign(name, fold, workspace, datalist, plan, remove))
             else:
                 bundles.append(_write_bundle(session, name, fold, plan))
     shutil.rmtree(workspace.cache / "drafts", ignore_errors=True)
-    session.stage(f"planning: {len(bundles)} bundles written, see {workspace.plan_json}")
     return bundles
 
 
@@ -271,10 +274,10 @@ def _write_bundle(session: Session, name: str, fold: int, plan: Plan) -> Path:
     target = workspace.bundle(name, fold)
     draft = workspace.cache / "drafts" / target.name
     algo.export_to_disk(str(draft.parent), draft.name, fold=fold, plan=plan, home=target)
-    if _same_files(draft, target):
+    if same_files(draft, target):
         shutil.rmtree(draft)
     else:
-        _remove_bundle(session, target)
+        _remove_bundle(session, target, bundle_parts(draft))
         draft.rename(target)
     algo.output_path = str(target)
     if not (target / "algo_object.json").exists():
@@ -282,12 +285,29 @@ def _write_bundle(session: Session, name: str, fold: int, plan: Plan) -> Path:
     return target
 
 
-def _remove_bundle(session: Session, bundle: Path) -> None:
-    """Make room for a bundle of other settings; of a trained one it is said."""
+def _remove_bundle(session: Session, bundle: Path, now: Inputs) -> None:
+    """Make room for a bundle of other inputs, those of `now`; of a trained one it is said what has changed."""
     if bundle_weights(bundle).is_file():
-        message = f"{bundle.name} was trained with other settings: it is replaced and trained anew"
-        session.notify(Event("warning", message))
+        changed = bundle_changes(bundle, now)
+        message = f"{bundle.name} is replaced and trained anew: {'; '.join(changed)}"
+        session.notify(Event("warning", message, {"changed": changed}))
     shutil.rmtree(bundle, ignore_errors=True)
+
+
+def standing_bundles(config: RunConfig, workspace: Workspace, datalist: Datalist) -> list[Path]:
+    """The bundles that an earlier call wrote; InputError with the first one that is not there."""
+    planned = read_json(workspace.plan_json)["families"] if workspace.plan_json.exists() else {}
+    left_out = {name for name, plan in planned.items() if plan["skip"] and not config.algos}
+    names = [name for name in families(config) if name not in left_out]
+    bundles = [workspace.bundle(name, fold) for name in names for fold in range(datalist.num_fold)]
+    for bundle in bundles:
+        refuse_missing(bundle, "generate")
+    return bundles
+
+
+def stored_datalist(workspace: Workspace) -> Datalist:
+    """The run's own copy, with its folds."""
+    return load_datalist(workspace.datalist_json, read_yaml(workspace.input_yaml)["dataroot"])
 
 
 def forget(workspace: Workspace, algos: Iterable[str]) -> None:
@@ -303,7 +323,7 @@ def _replace_tree(source: Path, target: Path) -> None:
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
 
 
-def _same_files(draft: Path, target: Path) -> bool:
+def same_files(draft: Path, target: Path) -> bool:
     """Whether every file of the draft's configs and scripts stands in `target` unchanged."""
     files = [p for part in ("configs", "scripts") for p in (draft / part).rglob("*") if p.is_file()]
     return target.is_dir() and all(

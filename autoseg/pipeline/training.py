@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import sys
@@ -12,31 +11,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from autoseg._version import __version__
-from autoseg.bundles.marks import FOREIGN, bundle_settings, is_foreign_bundle
+from autoseg.bundles.marks import bundle_settings, is_foreign_bundle
 from autoseg.config import RunConfig
 from autoseg.errors import NoResultError
 from autoseg.execution import LocalExecutor, Scheduler
 from autoseg.pipeline.clock import Deadlines
+from autoseg.pipeline.inputs import bundle_parts, case_digests, fingerprint, made_from
 from autoseg.pipeline.session import Session
-from autoseg.records import Case, Datalist, Event, Job, JobResult, LeaderboardEntry, Resources
-from autoseg.workspace import Workspace, atomic_file, file_stamp, read_json, write_json
-
-
-def fingerprint(*parts: Any) -> str:
-    """A digest of what a job depends on; paths count by their content's size and time of change."""
-    digest = hashlib.blake2b(__version__.encode(), digest_size=16)
-    for part in parts:
-        if isinstance(part, Path) and part.is_file():
-            digest.update(part.read_bytes())
-        else:
-            digest.update(json.dumps(part, default=str, sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def data_stamp(cases: Sequence[Case]) -> list[tuple[str, int, int]]:
-    """Path, size and time of change of every file of the cases."""
-    return [file_stamp(path) for case in cases for path in (*case.image, case.label) if path]
+from autoseg.pipeline.standing import ANEW, CHECKPOINT, outlook
+from autoseg.records import Case, Datalist, Event, Job, JobResult, LeaderboardEntry, Resources, from_plain
+from autoseg.workspace import Workspace, atomic_file, read_json, write_json
 
 
 def run_jobs(
@@ -78,14 +62,16 @@ def preprocess(session: Session, bundles: Sequence[Path], datalist: Datalist) ->
 
     ours = [path for path in bundles if not is_foreign_bundle(path)]
     by_key = {Bundle.load(path).preprocessing_key(): path for path in reversed(ours)}
-    stamp = data_stamp((*datalist.training, *datalist.validation))
+    cases = {"training": case_digests(datalist.training), "validation": case_digests(datalist.validation)}
+    inputs = {key: made_from(**cases, preprocessing={"key": key}) for key in by_key}
     jobs = [
         Job(
             id=f"preprocess_{key}",
             argv=(sys.executable, "-m", "autoseg.engine", "preprocess", str(path)),
             cwd=str(session.workspace.root),
             outputs=(f"cache/preprocessed/{key}",),
-            fingerprint=fingerprint(key, stamp),
+            inputs=inputs[key],
+            fingerprint=fingerprint(inputs[key]),
             resources=Resources(cpus=session.devices.cores),
             progress=f"jobs/preprocess_{key}/metrics.jsonl",
         )
@@ -104,11 +90,14 @@ def reseeded(workspace: Workspace) -> dict[str, dict[str, Any]]:
 
 
 def training_jobs(
-    session: Session, bundles: Sequence[Path], datalist: Datalist, *, with_other_seeds: bool = True
+    session: Session,
+    bundles: Sequence[Path],
+    datalist: Datalist,
+    seeds: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Job]:
-    """One training a bundle, with the seed it was given after a collapse."""
+    """One training a bundle, with the seed it was given after a collapse: as `seeds` says, or `reseeded`."""
     jobs = []
-    others = reseeded(session.workspace) if with_other_seeds else {}
+    others = reseeded(session.workspace) if seeds is None else seeds
     for bundle, cost in zip(bundles, _costs(bundles, datalist), strict=True):
         training, validation = _split(bundle, datalist)
         argv: tuple[str, ...] = (sys.executable, str(bundle / "scripts" / "train.py"), "run")
@@ -117,17 +106,20 @@ def training_jobs(
             argv, outputs = (sys.executable, "-m", "autoseg.engine", "train_foreign", str(bundle)), ("scores.json",)
         elif session.clock is not None and not _steps_said(session.config, bundle):
             argv = (*argv, "--num_epochs", "None")  # the deadline alone ends it
-        made_from = fingerprint(*bundle_files(bundle), data_stamp((*training, *validation)))
+        cases = {"training": case_digests(training), "validation": case_digests(validation)}
+        inputs = made_from(**bundle_parts(bundle), **cases)
         other = others.get(bundle.name, {})
-        if other.get("fingerprint") == made_from:
-            argv, made_from = (*argv, "--seed", str(other["seed"])), fingerprint(made_from, other["seed"])
+        if other.get("fingerprint") == fingerprint(inputs):
+            argv = (*argv, "--seed", str(other["seed"]))
+            inputs["settings"]["seed"] = str(other["seed"])
         jobs.append(
             Job(
                 id=bundle.name,
                 argv=argv,
                 cwd=str(bundle),
                 outputs=outputs,
-                fingerprint=made_from,
+                inputs=inputs,
+                fingerprint=fingerprint(inputs),
                 resources=Resources(gpus=1 if session.devices.gpus else 0),
                 cost=cost,
                 progress="metrics.jsonl",
@@ -136,10 +128,14 @@ def training_jobs(
     return jobs
 
 
-def bundle_files(bundle: Path) -> list[Path]:
-    """The files by which a bundle's training is what it is."""
-    files = sorted(p for part in ("configs", "scripts") for p in (bundle / part).glob("*.*"))
-    return [*files, bundle / FOREIGN] if is_foreign_bundle(bundle) else files
+def forget_stale(session: Session, jobs: Sequence[Job]) -> None:
+    """Remove, with a word, checkpoints that a training would go on from although what it is made from has changed."""
+    for job in jobs:
+        found, checkpoint = outlook(job, session.workspace.job(job.id)), Path(job.cwd) / CHECKPOINT
+        if found.fate == ANEW and checkpoint.is_file():
+            session.notify(Event("warning", f"{job.id} is trained anew: {found.reason}", {"id": job.id}))
+            checkpoint.unlink()
+            (Path(job.cwd) / "metrics.jsonl").unlink(missing_ok=True)
 
 
 def _steps_said(config: RunConfig, bundle: Path) -> bool:
@@ -230,6 +226,12 @@ def write_leaderboard(
         {"families": {algo: cross_validation(rows) for algo, rows in cases.items()}},
     )
     return tuple(entries)
+
+
+def read_leaderboard(workspace: Workspace) -> tuple[LeaderboardEntry, ...]:
+    """The entries of leaderboard.json, best first."""
+    entries = read_json(workspace.leaderboard_json)["entries"]
+    return tuple(from_plain(LeaderboardEntry, entry) for entry in entries)
 
 
 def _tell_monai(path: Path, mean_dice: float) -> None:

@@ -182,6 +182,17 @@ def jobs_table(
     return table
 
 
+def outlook_table(rows: Iterable[Any]) -> Table:
+    """A row a job: what a run would do with it, and why; `rows` have id, fate and reason."""
+    table = _table("What would run")
+    for title in ("job", "fate", "why"):
+        _column(table, title, fold=title == "why")
+    for row in map(_plain, rows):
+        fate = str(row["fate"])
+        table.add_row(_text(row["id"]), Text(fate, STATE_STYLES.get(fate, "cyan")), _text(row["reason"]))
+    return table
+
+
 def job_line(name: str, job: Mapping[str, Any]) -> str:
     """A job of `autoseg status`: its state and, as far as they are known, step, Dice, time left, tries, last error."""
     facts = []

@@ -20,6 +20,7 @@ from autoseg.engine.foreign import open_bundle
 from autoseg.engine.predictor import Predictor
 from autoseg.errors import InputError, NoResultError
 from autoseg.pipeline import RunResult, ensemble, generate, predict, predicting, run
+from autoseg.pipeline.inputs import UNSEEN
 from autoseg.pipeline.session import Session, open_session
 from autoseg.pipeline.training import training_jobs
 from autoseg.records import Case, Event, Job
@@ -140,7 +141,7 @@ def test_only_what_a_template_reads_makes_its_bundle_be_written_anew(tmp_path: P
     events: list[Event] = []
     generate(replace(config, datalist=str(listed), **other), events.append)
     assert (trained / "scores.json").exists() and read_json(trained / "foreign.json") == before
-    said = "tinynet_0 was trained with other settings: it is replaced and trained anew"
+    said = f"tinynet_0 is replaced and trained anew: {UNSEEN}"
     assert said not in [event.message for event in events]
     generate(replace(config, modality="PET"), events.append)
     assert [event.message for event in events].count(said) == 1

@@ -1,0 +1,191 @@
+"""A dry run: plans and bundles are made in a folder that goes away again, and compared with what is in the work_dir."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from autoseg.bundles.marks import is_foreign_bundle
+from autoseg.config import RunConfig
+from autoseg.devices import detect_devices
+from autoseg.ensemble.members import choose_members
+from autoseg.pipeline import prepare
+from autoseg.pipeline.inputs import (
+    UNSEEN,
+    bundle_changes,
+    bundle_parts,
+    case_digests,
+    fingerprint,
+    made_from,
+    setting_texts,
+    several,
+)
+from autoseg.pipeline.pace import is_chosen, kept_choice
+from autoseg.pipeline.predicting import prediction_jobs
+from autoseg.pipeline.session import Notify, Session
+from autoseg.pipeline.standing import ANEW, KEPT, RUNS, Outlook, outlook
+from autoseg.pipeline.training import read_leaderboard, reseeded, training_jobs
+from autoseg.planning import Plan
+from autoseg.records import Datalist, Job
+from autoseg.workspace import Workspace, read_json, read_yaml, refuse_in_use, write_yaml
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What the call would do without `dry_run`: a row a job, `notes` on what cannot be said yet.
+
+    `families`: the plan, as in plan.json; `labels`: what is predicted, by value.
+    """
+
+    jobs: tuple[Outlook, ...] = ()
+    families: dict[str, Any] = field(default_factory=dict)
+    labels: dict[int, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Drafts:
+    """What planning gave: the datalist with folds, bundles as they would be, and foreign ones that would be written."""
+
+    datalist: Datalist
+    bundles: list[Path]
+    unwritten: dict[Path, Plan]
+    families: dict[str, Any]
+
+
+def look_ahead(config: RunConfig, notify: Notify, *, only_training: bool = False, method: Any = None) -> DryRun:
+    """Analyse and plan, and say of every job what a run would do with it. Raises InputError as a run would.
+
+    Of a work_dir that is there only the cache of the analysis may grow; one that is not is not made.
+    `method`: an AlgoEnsemble of MONAI, as `run` takes it.
+    """
+    real = Workspace(config.work_dir)
+    if real.root.exists():
+        real.create()
+        refuse_in_use(real)
+    with tempfile.TemporaryDirectory(prefix="autoseg_") as folder:
+        session = Session(config, Workspace(folder), detect_devices(), notify)
+        drafts = _draft(session, real)
+        found = DryRun(families=drafts.families, labels=drafts.datalist.scored)
+        if config.train is False:
+            return replace(found, notes=("train is false: nothing runs after the bundles are written",))
+        trainings, notes = _trainings(session, drafts, real)
+        jobs = [*_preprocessing(drafts, real), *trainings]
+        if drafts.datalist.testing and not only_training and config.ensemble is not False:
+            jobs += _predictions(replace(session, workspace=real), drafts.datalist, trainings, method)
+    if config.not_use_cache:
+        jobs = [job if job.fate == RUNS else replace(job, fate=ANEW, reason="not_use_cache") for job in jobs]
+    return replace(found, jobs=tuple(jobs), notes=tuple(notes))
+
+
+def _draft(session: Session, real: Workspace) -> _Drafts:
+    """Analyse, plan and write bundles into the session's own folder; what the switches of stages keep is taken over."""
+    config, shadow = session.config, session.workspace
+    if config.analyze is False:
+        prepare.refuse_missing(real.datastats_yaml, "analyze")
+        for name in ("datalist.json", "datastats.yaml"):
+            shutil.copyfile(real.root / name, shadow.root / name)
+        source = {**read_yaml(real.input_yaml), "datalist": str(shadow.datalist_json)}
+        write_yaml(shadow.input_yaml, source, versioned=False)
+        datalist = prepare.stored_datalist(shadow)
+    else:
+        datalist = prepare.analyse(session, real.cache / "analysis" if real.root.exists() else None)
+    if config.algo_gen is False:
+        planned = read_json(real.plan_json)["families"] if real.plan_json.exists() else {}
+        return _Drafts(datalist, prepare.standing_bundles(config, real, datalist), {}, planned)
+    from autoseg.bundles.contract import is_foreign
+    from autoseg.bundles.foreign import stands
+
+    plans, folders = prepare.make_plans(session, datalist), prepare.families(config)
+    bundles: list[Path] = []
+    unwritten: dict[Path, Plan] = {}
+    for name, plan in plans.items():
+        if not is_foreign(folders[name]):
+            bundles += prepare.write_bundles(session, datalist, {name: plan})
+            continue
+        for target in (real.bundle(name, fold) for fold in range(datalist.num_fold)):
+            if stands(target, folders[name], shadow, datalist, plan):
+                bundles.append(target)
+            else:
+                unwritten[target] = plan
+    return _Drafts(datalist, bundles, unwritten, read_json(shadow.plan_json)["families"])
+
+
+def _trainings(session: Session, drafts: _Drafts, real: Workspace) -> tuple[list[Outlook], list[str]]:
+    """(the fate of every training, what a time limit leaves open)."""
+    jobs = training_jobs(session, drafts.bundles, drafts.datalist, reseeded(real))
+    found = []
+    for bundle, job in zip(drafts.bundles, jobs, strict=True):
+        place = real.root / job.id
+        edited = None
+        if place.is_dir() and not prepare.same_files(bundle, place):
+            edited = bundle_changes(place, bundle_parts(bundle))
+        found.append(outlook(replace(job, cwd=str(place)), real.job(job.id), edited))
+    limit = session.config.time_limit
+    if limit is not None:
+        ours = [bundle for bundle in drafts.bundles if _ours(bundle)]
+        return _in_time(found, training_jobs(session, ours, drafts.datalist, {}), limit, real)
+    for place, plan in drafts.unwritten.items():
+        training, validation = drafts.datalist.split(int(place.name.rsplit("_", 1)[1]))
+        cases = {"training": case_digests(training), "validation": case_digests(validation)}
+        inputs = made_from(settings=setting_texts(plan.settings), **cases)
+        job = Job(place.name, (), str(place), inputs=inputs, fingerprint=fingerprint(inputs))
+        found.append(outlook(job, real.job(job.id), [UNSEEN]))
+    return found, []
+
+
+def _in_time(
+    found: Sequence[Outlook], jobs: Sequence[Job], limit: float, real: Workspace
+) -> tuple[list[Outlook], list[str]]:
+    """Those of our families that an earlier call chose for this limit, else all that can be chosen."""
+    ours = {job.id for job in jobs}
+    choice = kept_choice(real, jobs, limit)
+    if choice is None:
+        open_yet = "time_limit: which of these trainings are done is chosen when their speeds have been measured"
+        return [row for row in found if row.id in ours], [open_yet]
+    chosen = [row for row in found if row.id in ours and is_chosen(choice, real.root / row.id)]
+    return chosen, [f"time_limit: {len(chosen)} of {len(ours)} trainings, as an earlier call chose them"]
+
+
+def _ours(bundle: Path) -> bool:
+    return not is_foreign_bundle(bundle)
+
+
+def _preprocessing(drafts: _Drafts, real: Workspace) -> list[Outlook]:
+    """How many cases are not in the cache as they are now, by what families make of them."""
+    from autoseg.engine.bundle import Bundle
+    from autoseg.engine.cache import is_fresh
+
+    cases = [case for case in (*drafts.datalist.training, *drafts.datalist.validation) if case.label]
+    found = []
+    for key in dict.fromkeys(Bundle.load(path).preprocessing_key() for path in drafts.bundles if _ours(path)):
+        folder = real.cache / "preprocessed" / key
+        left = sum(not is_fresh(folder / case.id, case) for case in cases)
+        reason = f"{left} of {len(cases)} cases" if left else f"{len(cases)} cases are there"
+        found.append(Outlook(f"preprocess_{key}", RUNS if left else KEPT, reason))
+    return found
+
+
+def _predictions(session: Session, datalist: Datalist, trainings: Sequence[Outlook], method: Any) -> list[Outlook]:
+    """The fate of the predictions, which are kept where all trainings are and nothing else of theirs has changed."""
+    real = session.workspace
+    fate = ANEW if real.evaluation_json.exists() or real.ensemble_output.exists() else RUNS
+    open_yet = [row.id for row in trainings if row.fate != KEPT]
+    if open_yet:
+        return [Outlook("predict", fate, f"after {several(open_yet)}")]
+    board = read_leaderboard(real) if real.leaderboard_json.exists() else ()
+    if {entry.name for entry in board} != {row.id for row in trainings} or not real.ensemble_json.exists():
+        return [Outlook("predict", fate, "the ensemble is chosen anew")]
+    if method is None:
+        unvalidated = all(math.isnan(entry.mean_dice) for entry in board)
+        how = session.config.ensemble_method, session.config.n_best
+        members = [m.name for m in choose_members(board, how[0], n_best=how[1], unvalidated_ok=unvalidated)[0]]
+    else:  # only it knows whom it will choose: the same as before, where nothing changed
+        members = read_json(real.ensemble_json)["members"]
+    jobs = prediction_jobs(session, members, datalist.testing, lambda case: real.prediction(case.id), "predict")
+    return [outlook(job, real.job(job.id)) for job, _ in jobs]
