@@ -114,7 +114,7 @@ def predict_cases(
                 progress="metrics.jsonl",
             )
         )
-    results = run_jobs(session, jobs, whole_machine=not session.devices.gpus)
+    results = run_jobs(session, jobs, slots)
     predictions: dict[str, Path] = {}
     left_out: list[str] = []
     for job in jobs:

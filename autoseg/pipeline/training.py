@@ -19,7 +19,7 @@ from autoseg.errors import NoResultError
 from autoseg.execution import LocalExecutor, Scheduler
 from autoseg.pipeline.clock import Deadlines
 from autoseg.pipeline.session import Session
-from autoseg.records import Case, Datalist, Job, JobResult, LeaderboardEntry, Resources
+from autoseg.records import Case, Datalist, Job, JobResult, LeaderboardEntry, Resources, Slot
 from autoseg.workspace import atomic_file, file_stamp, read_json, write_json
 
 
@@ -40,15 +40,9 @@ def data_stamp(cases: Sequence[Case]) -> list[tuple[str, int, int]]:
 
 
 def run_jobs(
-    session: Session,
-    jobs: Sequence[Job],
-    *,
-    whole_machine: bool = False,
-    parallel: int | None = None,
-    at_start: Callable[[Job], Job] = lambda job: job,
+    session: Session, jobs: Sequence[Job], slots: Sequence[Slot], at_start: Callable[[Job], Job] = lambda job: job
 ) -> dict[str, JobResult]:
-    """Run jobs over the slots, those of `parallel` jobs if given (or one after another on all cores)."""
-    slots = session.whole_machine() if whole_machine else session.slots(parallel or len(jobs))
+    """Run jobs over the slots, as the configuration says; the session loses the GPUs that fall out of use."""
     config = session.config
     scheduler = Scheduler(
         LocalExecutor(),
@@ -58,6 +52,7 @@ def run_jobs(
         max_tries=config.max_tries,
         stuck_seconds=60 * config.stuck_minutes,
         at_start=at_start,
+        at_loss=session.lose,
     )
     return scheduler.run(jobs)
 
@@ -84,7 +79,7 @@ def preprocess(session: Session, bundles: Sequence[Path], datalist: Datalist) ->
     if not jobs:
         return
     session.stage(f"preprocessing: {len(datalist.training) + len(datalist.validation)} cases")
-    run_jobs(session, jobs, whole_machine=True)
+    run_jobs(session, jobs, session.whole_machine())
 
 
 def training_jobs(session: Session, bundles: Sequence[Path], datalist: Datalist) -> list[Job]:
@@ -157,13 +152,22 @@ def train(
     session: Session, bundles: Sequence[Path], datalist: Datalist, deadlines: Deadlines | None = None
 ) -> dict[str, JobResult]:
     """Train every bundle, by its deadline if there are some; raises NoResultError where none could be trained."""
+    session.refuse_without_gpus()
     jobs = training_jobs(session, bundles, datalist)
     if deadlines is not None:
         jobs = [replace(job, cost=deadlines.waiting.get(job.id, job.cost)) for job in jobs]
-    slots = session.slots(len(jobs))
+    slots = session.training_slots(len(jobs))
+
+    def start(job: Job) -> Job:
+        if deadlines is None:
+            return job
+        left = {gpu.index for gpu in session.devices.gpus}
+        deadlines.slots = sum(slot.gpu is None or slot.gpu in left for slot in slots)
+        return deadlines.give(job)
+
     places = ", ".join(f"{s.id} ({s.cpus} core{'s' if s.cpus > 1 else ''})" for s in slots)
     session.stage(f"training: {len(jobs)} jobs over {places}")
-    results = run_jobs(session, jobs, at_start=deadlines.give if deadlines else lambda job: job)
+    results = run_jobs(session, jobs, slots, start)
     if all(result.status != "done" for result in results.values()):
         first = next(iter(results.values()))
         headline = (first.error or first.status).splitlines()[0]
