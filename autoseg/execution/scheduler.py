@@ -6,10 +6,8 @@ import contextlib
 import logging
 import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from autoseg.execution.gpus import GpuWatch, LostGpus
 from autoseg.execution.plan import assign, check_jobs, gpu_count, longest_first
 from autoseg.execution.progress import MetricsReader
 from autoseg.execution.results import describe_failure, is_done, log_tail, missing_outputs, read_result
+from autoseg.execution.signals import SignalCounter
 from autoseg.records import Event, Job, JobResult, Slot
 from autoseg.workspace import LITTLE, patiently, room, says_full, write_json
 
@@ -87,7 +86,7 @@ class Scheduler:
         self.executor, self.slots, self.jobs_dir = executor, tuple(slots), Path(jobs_dir)
         self.notify, self.poll_seconds, self.max_tries = notify, poll_seconds, max_tries
         self._entries: dict[str, _Entry] = {}
-        self._interrupts = 0
+        self._signals = SignalCounter()
         self._cramped = False
 
     def run(self, jobs: Sequence[Job]) -> dict[str, JobResult]:
@@ -99,7 +98,7 @@ class Scheduler:
         """
         check_jobs(jobs, self.slots)
         self._entries = {job.id: _Entry(job, self.jobs_dir / job.id) for job in longest_first(jobs)}
-        with self._signals_counted():
+        with self._signals.counting():
             try:
                 self._keep_done()
                 self._loop()
@@ -132,7 +131,7 @@ class Scheduler:
             self._fail_homeless()
             self._skip_hopeless()
             self._start_ready()
-            if self._interrupts:
+            if self._signals.count:
                 raise KeyboardInterrupt
             unfinished = self._in_state("waiting", "running")
             if not unfinished or self.executor.now() - shown >= TABLE_SECONDS:
@@ -320,7 +319,7 @@ class Scheduler:
         """Write a record, however long the disk is full; Ctrl-C ends the waiting."""
 
         def pause(seconds: float) -> None:
-            if self._interrupts:
+            if self._signals.count:
                 raise KeyboardInterrupt
             self.executor.wait(seconds)
 
@@ -348,37 +347,14 @@ class Scheduler:
             self.notify(Event("warning", f"{entry.job.id}: {message}", {"id": entry.job.id}))
         return row
 
-    @contextlib.contextmanager
-    def _signals_counted(self) -> Iterator[None]:
-        """SIGINT and SIGTERM are counted, and heeded between two steps: no process is lost halfway to its record.
-
-        Only where Python's own or the system's default stands, so that an application's handlers stay in force.
-        """
-        self._interrupts = 0
-        saved: dict[int, Any] = {}
-
-        def count(number: int, frame: object) -> None:
-            self._interrupts += 1
-
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                handler = signal.getsignal(number)
-                if handler in (signal.SIG_DFL, signal.default_int_handler):
-                    saved[number] = signal.signal(number, count)
-        try:
-            yield
-        finally:
-            for signum, before in saved.items():
-                signal.signal(signum, before)
-
     def _cancel_running(self) -> None:
         """Cancel all jobs, wait until they have ended, and say so; a second signal ends the waiting."""
         running = self._in_state("running")
         for entry in running:
             with contextlib.suppress(Exception):
                 self.executor.cancel(entry.handle)
-        deadline, interrupts = self.executor.now() + CANCEL_SECONDS, self._interrupts
-        while self.executor.now() < deadline and self._interrupts <= max(1, interrupts):
+        deadline, signals = self.executor.now() + CANCEL_SECONDS, self._signals.count
+        while self.executor.now() < deadline and self._signals.count <= max(1, signals):
             if all(self.executor.poll(entry.handle) is not None for entry in running):
                 break
             self.executor.wait(min(0.1, self.poll_seconds))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from autoseg.engine import entry
+from autoseg.engine import entry, validation
 from autoseg.engine.astray import AstrayError
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.memory import out_of_memory
@@ -221,6 +221,30 @@ def test_predictions_make_do_with_smaller_windows(make_bundle: MakeBundle) -> No
     assert [event.message for event in told] == [message], "said once, and remembered"
 
 
+@pytest.mark.parametrize("error", [ERRORS[0], RuntimeError("shapes")])
+def test_a_volume_that_does_not_fit_on_the_device_is_put_together_beside_it(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The meta device stands for a GPU without memory for a volume."""
+    homes = []
+
+    def slide(image: torch.Tensor, *_: Any, device: torch.device, sw_device: torch.device, **__: Any) -> torch.Tensor:
+        homes.append((image.device.type, device.type, sw_device.type))
+        if device.type == "meta":
+            raise error
+        return image
+
+    monkeypatch.setattr(validation, "sliding_window_inference", slide)
+    settings = {"slice_axis": None, "roi_size": [4, 4, 4], "sw_batch_size": 1, "validation_overlap": 0.5}
+    work = torch.nn.Identity(), torch.rand(1, 3, 8, 8, 8), settings
+    if error is ERRORS[0]:
+        assert torch.equal(validation._logits(*work, torch.device("meta")), work[1])
+        assert homes == [("meta", "meta", "meta"), ("cpu", "cpu", "meta")]
+    else:
+        with pytest.raises(RuntimeError, match="shapes"):
+            validation._logits(*work, torch.device("meta"))
+
+
 class Narrow(torch.nn.Module):
     """Takes two windows at a time and no more."""
 
@@ -242,3 +266,23 @@ def test_another_error_is_none_of_memory(make_bundle: MakeBundle) -> None:
     assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="shapes"):
         trained(make_bundle(), 0, RuntimeError("shapes"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
+def test_a_real_gpu_that_runs_out_of_memory(make_bundle: MakeBundle) -> None:
+    """The training gets three quarters of what it needs for a single patch."""
+    root = make_bundle(roi_size=[32, 128, 128], roi_multiple=[2, 2, 2], num_images_per_batch=2, init_filters=32)
+    probe = Trainer(Bundle.load(root))
+    probe.progress.parts = 2
+    probe.rehearse(0.0, 1)
+    needed, total = torch.cuda.max_memory_reserved(), torch.cuda.get_device_properties(0).total_memory
+    del probe
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.75 * needed / total)
+    try:
+        progress = Trainer(Bundle.load(root)).run()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert progress.step == 6 and progress.parts == 2 and 0 < math.prod(progress.patch) < 32 * 128 * 128
+    assert warnings(root)
