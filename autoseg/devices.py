@@ -137,7 +137,7 @@ def _gpu_slots(devices: Devices, jobs: int, job_memory: int) -> tuple[Slot, ...]
     """One slot a GPU; several, where small jobs fit side by side, named gpu0.0, gpu0.1, ... with equal parts of it.
 
     No more than jobs go round, each with CORES_A_SHARE cores, and as many as SHARED_MEMORY holds with their contexts.
-    That a job under SMALL_JOB of the memory leaves a GPU time for others is an assumption, not a measurement: its
+    That only jobs under SMALL_JOB of the memory leave a GPU time for others is an assumption, not a measurement: their
     kernels are small beside their launches. The first slot of every GPU comes first, so that few jobs spread.
     """
     cores = max(1, devices.cores // len(devices.gpus))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from autoseg.execution import FakeExecutor, FakeRun, Scheduler
+from autoseg.devices import detect_devices, forget_devices, plan_slots
+from autoseg.execution import FakeExecutor, FakeRun, LocalExecutor, Scheduler
 from autoseg.execution.gpus import GONE, SICK
 from autoseg.records import Event, Job, JobResult, Resources, Slot
 
@@ -135,3 +137,46 @@ def test_a_job_that_uses_no_gpu_has_none_to_blame(machine: MakeMachine) -> None:
     found = machine(gone=["0"], sick={"": "no CUDA-capable device is detected\n"})
     results = found.run(found.jobs(1, gpus=0), GPU[:1])
     assert results["j0"].status == "failed" and found.heard == []
+
+
+ROW = "NVIDIA H200, 143771, Default"
+PROGRAM = """\
+import os, sys
+if os.environ["CUDA_VISIBLE_DEVICES"] == "1":
+    open("lost", "w").close()
+    sys.exit("RuntimeError: CUDA error: unspecified launch failure")
+open("out", "w").close()
+"""
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder where an nvidia-smi lists two GPUs, and the second one no more once there is a file `lost`."""
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    lines = [
+        "#!/bin/sh",
+        f'[ "$2" != GPU-b ] && echo "0, GPU-a, {ROW}"',
+        '[ "$2" = GPU-a ] && exit 0',
+        f'[ -e "{tmp_path}/lost" ] && echo "No devices were found" && exit 6',
+        f'echo "1, GPU-b, {ROW}"',
+    ]
+    program.write_text("\n".join(lines) + "\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    forget_devices()
+    yield tmp_path
+    forget_devices()
+
+
+def test_processes_and_a_real_question(two_gpus: Path) -> None:
+    events: list[Event] = []
+    slots = plan_slots(detect_devices(), 2)
+    assert [slot.gpu for slot in slots] == ["0", "1"]
+    argv, resources = (sys.executable, "-c", PROGRAM), Resources(gpus=1)
+    jobs = [Job(name, argv, str(two_gpus), outputs=("out",), resources=resources) for name in ("a", "b")]
+    results = Scheduler(LocalExecutor(), slots, two_gpus / "jobs", events.append).run(jobs)
+    assert {(result.status, result.tries) for result in results.values()} == {("done", 1)}
+    told = [event.message for event in events if event.kind == "warning"]
+    assert told == ["GPU 1 (NVIDIA H200) is out of use: nvidia-smi says: No devices were found"]
