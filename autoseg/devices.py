@@ -8,15 +8,18 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
+from autoseg.errors import AutosegError
 from autoseg.records import Slot
 
 if TYPE_CHECKING:
@@ -27,15 +30,25 @@ CGROUP = Path("/sys/fs/cgroup")
 # 0.60 s with one thread, 0.38 s with two), so jobs side by side beat one job on all cores.
 THREAD_SCALING = 0.67
 MIN_MEMORY_A_JOB = 3 * 2**30
+SHARED_MEMORY = 0.85  # of a GPU's memory for the jobs side by side on it: the rest is lost between their blocks
+CONTEXT_MEMORY = 768 * 2**20  # bytes that CUDA and its libraries take for every process, unseen by torch's allocator
+SMALL_JOB = 1 / 3  # of a GPU's memory: larger jobs keep it busy alone
+CORES_A_SHARE = 2  # that a job on a GPU needs to be fed
+NVIDIA_SMI_SECONDS = 30
+NO_DEVICE = "no CUDA-capable device is detected"  # CUDA's own words (cudaErrorNoDevice)
+# what nvidia-smi says of a GPU that has gone: it is not there, not reachable, or its fields cannot be read
+GONE = re.compile(r"No devices were found|is lost|Unable to determine the device handle|Unknown Error|ERR!", re.I)
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as CUDA names it in CUDA_VISIBLE_DEVICES, and its memory in bytes."""
+    """A GPU as CUDA names it in CUDA_VISIBLE_DEVICES, its memory in bytes, and whether it takes one process alone."""
 
     index: str
     name: str
     memory: int
+    uuid: str = ""
+    exclusive: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,16 +94,34 @@ def available_memory() -> int:
     return int(min([psutil.virtual_memory().total, *(limit for limit in limits if limit)]))
 
 
-def plan_slots(devices: Devices, jobs: int) -> tuple[Slot, ...]:
-    """The slots that run `jobs` equal jobs soonest: one a GPU, else shares of the cores that add up to them.
+def lost_gpus(slots: Iterable[Slot]) -> dict[str, str]:
+    """Those of the slots' GPUs that are there no more, by `Slot.gpu`, with what nvidia-smi says.
+
+    Each is asked for alone: of all together, drivers that have lost one tell nothing of the others. Where nvidia-smi
+    gives no answer, none is known to be lost.
+    """
+    wanted = {slot.gpu for slot in slots}
+    lost = {}
+    for gpu in (gpu for gpu in _nvidia_gpus() if gpu.index in wanted):
+        said = _nvidia_smi("--id", gpu.uuid)
+        there = [row for row in _rows(said) if row[1] == gpu.uuid]
+        if there and gpu.index.isdigit() and there[0][0] != gpu.index:  # CUDA counts without the lost one, too
+            lost[gpu.index] = f"nvidia-smi counts it as {there[0][0]} now"
+        elif not there and GONE.search(said):
+            lost[gpu.index] = f"nvidia-smi says: {' '.join(said.split())}"
+    return lost
+
+
+def plan_slots(devices: Devices, jobs: int, job_memory: int = 0) -> tuple[Slot, ...]:
+    """The slots that run `jobs` equal jobs soonest: on GPUs (see `_gpu_slots`), else shares of the cores.
 
     On a CPU, s slots of c/s cores finish n jobs in about ceil(n/s) * (c/s) ** -THREAD_SCALING; the best s wins,
-    as far as the memory goes round.
+    as far as the memory goes round. `job_memory`: bytes that a job was seen to reserve of a GPU; 0 where that is not
+    known.
     """
     jobs = max(1, jobs)
     if devices.gpus:
-        cpus = max(1, devices.cores // len(devices.gpus))
-        return tuple(Slot(f"gpu{g.index}", "cuda", cpus, g.index, g.memory) for g in devices.gpus)
+        return _gpu_slots(devices, jobs, job_memory)
     if devices.mps:
         return (Slot("mps", "mps", devices.cores, None, devices.memory),)
     most = max(1, min(devices.cores, jobs, devices.memory // MIN_MEMORY_A_JOB))
@@ -100,6 +131,30 @@ def plan_slots(devices: Devices, jobs: int) -> tuple[Slot, ...]:
     )
     share, rest = divmod(devices.cores, count)
     return tuple(Slot(f"cpu{i}", "cpu", share + (i < rest), None, devices.memory // count) for i in range(count))
+
+
+def _gpu_slots(devices: Devices, jobs: int, job_memory: int) -> tuple[Slot, ...]:
+    """One slot a GPU; several, where small jobs fit side by side, named gpu0.0, gpu0.1, ... with equal parts of it.
+
+    No more than jobs go round, each with CORES_A_SHARE cores, and as many as SHARED_MEMORY holds with their contexts.
+    That only jobs under SMALL_JOB of the memory leave a GPU time for others is an assumption, not a measurement: their
+    kernels are small beside their launches. The first slot of every GPU comes first, so that few jobs spread.
+    """
+    cores = max(1, devices.cores // len(devices.gpus))
+    shares = []
+    for number, gpu in enumerate(devices.gpus):
+        small = 0 < job_memory < SMALL_JOB * gpu.memory and not gpu.exclusive
+        fit = int(SHARED_MEMORY * gpu.memory / (job_memory + CONTEXT_MEMORY)) if small else 1
+        wanted = jobs // len(devices.gpus) + (number < jobs % len(devices.gpus))
+        shares.append(max(1, min(fit, cores // CORES_A_SHARE, wanted)))
+    slots = []
+    for part in range(max(shares)):
+        for gpu, count in zip(devices.gpus, shares, strict=True):
+            if part < count:
+                name = f"gpu{gpu.index}" + (f".{part}" if count > 1 else "")
+                cpus = cores // count + (part < cores % count)
+                slots.append(Slot(name, "cuda", cpus, gpu.index, gpu.memory // count, gpu.name))
+    return tuple(slots)
 
 
 def job_environment(slot_gpus: tuple[str, ...], cpus: int) -> dict[str, str]:
@@ -118,11 +173,18 @@ def job_environment(slot_gpus: tuple[str, ...], cpus: int) -> dict[str, str]:
 
 
 def torch_device() -> torch.device:
-    """The device a job computes on: its first visible GPU, Metal, or the CPU."""
+    """The device a job computes on: its first visible GPU, Metal, or the CPU.
+
+    AutosegError where a GPU was given that cannot be used: a job must not take days on the CPU instead.
+    """
     import torch
 
     if torch.cuda.is_available():
         return torch.device("cuda", 0)
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if torch.backends.cuda.is_built() and re.match(r"\d|GPU-|MIG-", given):
+        message = f"{NO_DEVICE}, where CUDA_VISIBLE_DEVICES names {given} (set it to '' for the CPU)"
+        raise AutosegError(message)
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
@@ -131,25 +193,42 @@ def torch_device() -> torch.device:
 @functools.cache
 def _nvidia_gpus() -> tuple[Gpu, ...]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    program = shutil.which("nvidia-smi")
-    if visible == "" or program is None:
+    if visible == "":
         return ()
-    query = [program, "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    rows = [[cell.strip() for cell in line.split(",")] for line in answer.splitlines() if line.count(",") == 3]
-    gpus = {index: (uuid, Gpu(index, name, _mebibytes(mib))) for index, uuid, name, mib in rows}
+    gpus = {
+        index: Gpu(index, name, _mebibytes(mib), uuid, mode.startswith("Exclusive"))
+        for index, uuid, name, mib, mode in _rows(_nvidia_smi())
+    }
     if visible is None:
-        return tuple(gpu for _, gpu in gpus.values())
+        return tuple(gpus.values())
     chosen = []
     for word in (w.strip() for w in visible.split(",")):
-        found = [Gpu(word, g.name, g.memory) for i, (uuid, g) in gpus.items() if word == i or uuid.startswith(word)]
+        found = [replace(g, index=word) for i, g in gpus.items() if word == i or g.uuid.startswith(word)]
         if not word or not found:
             break  # CUDA, too, sees only the devices before the first that is none
         chosen.append(found[0])
     return tuple(chosen)
+
+
+def _nvidia_smi(*question: str) -> str:
+    """What nvidia-smi says of the GPUs, on both of its channels; nothing where it cannot be run or hangs."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    query = ["--query-gpu=index,uuid,name,memory.total,compute_mode", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(
+            [program, *question, *query], capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return answer.stdout + answer.stderr
+
+
+def _rows(said: str) -> list[list[str]]:
+    """The GPUs among nvidia-smi's lines that can be read: index, uuid, name, MiB of memory, compute mode."""
+    lines = [line for line in said.splitlines() if line.count(",") == 4 and not GONE.search(line)]
+    return [[cell.strip() for cell in line.split(",")] for line in lines]
 
 
 def _mebibytes(text: str) -> int:

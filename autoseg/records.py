@@ -124,13 +124,17 @@ class Datalist:
 
 @dataclass(frozen=True)
 class Slot:
-    """A place where one job runs: one GPU (`gpu` is its index as CUDA counts it) or a share of the CPU's cores."""
+    """A place where one job runs: a GPU or a part of one, or a share of the CPU's cores.
+
+    `gpu` is its index as CUDA counts it, `name` what it is called; slots of one index share it.
+    """
 
     id: str
     device: str
     cpus: int
     gpu: str | None = None
     memory: int = 0
+    name: str = ""
 
 
 @dataclass(frozen=True)

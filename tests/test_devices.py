@@ -10,7 +10,20 @@ from pathlib import Path
 import pytest
 
 from autoseg import devices
-from autoseg.devices import Devices, Gpu, available_cores, available_memory, detect_devices, job_environment, plan_slots
+from autoseg.devices import (
+    NO_DEVICE,
+    Devices,
+    Gpu,
+    available_cores,
+    available_memory,
+    detect_devices,
+    job_environment,
+    lost_gpus,
+    plan_slots,
+    torch_device,
+)
+from autoseg.errors import AutosegError
+from autoseg.records import Slot
 
 GIB = 2**30
 
@@ -56,7 +69,7 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
     return see
 
 
-TWO = ("0, GPU-aaa, NVIDIA H200, 143771", "1, GPU-bbb, NVIDIA H200, 143771")
+TWO = ("0, GPU-aaa, NVIDIA H200, 143771, Default", "1, GPU-bbb, NVIDIA H200, 143771, Exclusive_Process")
 
 
 @pytest.mark.parametrize(
@@ -112,14 +125,73 @@ def test_gpus_that_are_visible(smi: Callable[..., tuple[Gpu, ...]], visible: str
     gpus = smi(*TWO, visible=visible)
     assert [gpu.index for gpu in gpus] == indices
     assert all(gpu.memory == 143771 * 2**20 for gpu in gpus)
+    assert all(gpu.exclusive == (gpu.uuid == "GPU-bbb") for gpu in gpus)
 
 
 def test_gpu_without_memory_of_its_own(smi: Callable[..., tuple[Gpu, ...]]) -> None:
-    assert smi("0, GPU-aaa, NVIDIA GB10, [N/A]")[0].memory == available_memory()
+    assert smi("0, GPU-aaa, NVIDIA GB10, [N/A], Default")[0].memory == available_memory()
 
 
 def test_driver_that_fails(smi: Callable[..., tuple[Gpu, ...]]) -> None:
     assert smi("NVIDIA-SMI has failed because it could not communicate with the driver") == ()
+
+
+def test_a_gpu_that_is_lost_from_the_start_is_none(smi: Callable[..., tuple[Gpu, ...]]) -> None:
+    lost = "Unable to determine the device handle for GPU 0000:02:00.0: GPU is lost.  Reboot the system"
+    assert [gpu.index for gpu in smi(lost, TWO[1])] == ["1"]
+    assert [gpu.index for gpu in smi(TWO[0], "1, GPU-bbb, NVIDIA H200, [GPU is lost], [GPU is lost]")] == ["0"]
+
+
+LOST = "Unable to determine the device handle for GPU 0000:02:00.0: GPU is lost.  Reboot the system to recover this GPU"
+
+
+@pytest.mark.parametrize(
+    ("says", "reason"),
+    [
+        (TWO[1], None),
+        ("No devices were found", "No devices were found"),
+        (LOST, "GPU is lost"),
+        ("1, GPU-bbb, [Unknown Error], [Unknown Error], ERR!", "ERR!"),
+        ("0, GPU-bbb, NVIDIA H200, 143771, Default", "counts it as 0"),
+        ("Failed to initialize NVML: Driver/library version mismatch", None),
+        ("", None),
+    ],
+)
+def test_a_gpu_that_has_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smi: Callable[..., tuple[Gpu, ...]], says: str, reason: str | None
+) -> None:
+    """The fake answers for each GPU alone, as it is asked: the first is well."""
+    seen = smi(*TWO)
+    monkeypatch.setattr(devices, "_nvidia_gpus", lambda: seen)
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\ncase $2 in GPU-aaa) echo '{TWO[0]}';; GPU-bbb) echo '{says}';; *) exit 9;; esac\n")
+    slots = [Slot(f"gpu{gpu.index}", "cuda", 1, gpu.index) for gpu in seen]
+    lost = lost_gpus([*slots, Slot("cpu0", "cpu", 1)])
+    assert list(lost) == ([] if reason is None else ["1"])
+    assert reason is None or reason in lost["1"]
+    assert lost_gpus(slots[:1]) == {}
+
+
+def test_a_given_gpu_that_cannot_be_used_is_not_replaced_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for none in ("", "-1", "NoDevFiles"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert torch_device().type == "cpu"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    with pytest.raises(AutosegError, match=f"{NO_DEVICE}, where CUDA_VISIBLE_DEVICES names 2"):
+        torch_device()
+
+
+@pytest.mark.gpu
+def test_real_gpus_are_not_lost() -> None:
+    slots = plan_slots(detect_devices(), 1)
+    if slots[0].gpu is None:
+        pytest.skip("no CUDA GPU")
+    assert lost_gpus(slots) == {}
 
 
 def test_slots_of_gpus() -> None:
@@ -158,3 +230,34 @@ def test_environment_of_a_job() -> None:
     assert environment["OMP_NUM_THREADS"] == "4"
     assert job_environment((), 1)["CUDA_VISIBLE_DEVICES"] == ""
     assert all(isinstance(value, str) for value in environment.values())
+
+
+def gpus(count: int, memory: int, cores: int, exclusive: bool = False) -> Devices:
+    return Devices(cores, 256 * GIB, tuple(Gpu(str(i), "H200", memory * GIB, "", exclusive) for i in range(count)))
+
+
+@pytest.mark.parametrize(
+    ("machine", "jobs", "job_memory", "names"),
+    [
+        (gpus(1, 80, 16), 5, 0, ["gpu0"]),
+        (gpus(1, 80, 16), 5, 2, ["gpu0.0", "gpu0.1", "gpu0.2", "gpu0.3", "gpu0.4"]),
+        (gpus(1, 80, 16), 1, 2, ["gpu0"]),
+        (gpus(1, 80, 6), 5, 2, ["gpu0.0", "gpu0.1", "gpu0.2"]),
+        (gpus(1, 80, 3), 5, 2, ["gpu0"]),
+        (gpus(1, 80, 16), 5, 26, ["gpu0.0", "gpu0.1"]),
+        (gpus(1, 80, 16), 5, 27, ["gpu0"]),
+        (gpus(1, 12, 64), 20, 1, [f"gpu0.{i}" for i in range(5)]),  # the contexts count
+        (gpus(1, 80, 16, exclusive=True), 5, 2, ["gpu0"]),
+        (gpus(4, 80, 32), 5, 2, ["gpu0.0", "gpu1", "gpu2", "gpu3", "gpu0.1"]),
+        (gpus(2, 80, 16), 4, 2, ["gpu0.0", "gpu1.0", "gpu0.1", "gpu1.1"]),
+    ],
+)
+def test_small_jobs_share_a_gpu(machine: Devices, jobs: int, job_memory: int, names: list[str]) -> None:
+    slots = plan_slots(machine, jobs, job_memory * GIB)
+    assert [slot.id for slot in slots] == names
+    for gpu in machine.gpus:
+        mine = [slot for slot in slots if slot.gpu == gpu.index]
+        assert sum(slot.cpus for slot in mine) == machine.cores // len(machine.gpus)
+        assert sum(slot.memory for slot in mine) <= gpu.memory
+        assert all(slot.memory > job_memory * GIB for slot in mine)
+        assert len(mine) == 1 or all(slot.cpus >= 2 for slot in mine)

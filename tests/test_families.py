@@ -23,6 +23,7 @@ from autoseg.engine.entry import score_validation
 from autoseg.engine.predictor import Predictor
 from autoseg.engine.trainer import Trainer
 from autoseg.pipeline import generate
+from autoseg.planning.patch import halved_patch
 from autoseg.workspace import read_json
 
 CPU = torch.device("cpu")
@@ -37,6 +38,12 @@ def written_values(classes: Classes) -> set[int]:
     if classes.in_channels:
         return {0, 1}
     return {0, *(values[0] for values in map(sorted, classes.regions))} if classes.regions else {*classes.values}
+
+
+def first(outputs: Any) -> torch.Tensor:
+    """The finest logits of a network with deep supervision, or without."""
+    logits: torch.Tensor = outputs[0] if isinstance(outputs, (list, tuple)) else outputs
+    return logits
 
 
 def train_and_predict(root: Path, folder: Path) -> Bundle:
@@ -118,3 +125,8 @@ def test_every_template_keeps_the_contract(family: str, bundle_of_family: Bundle
     probabilities = module.InferClass(configs, rank=0).infer({"image": case.image[0]})
     assert probabilities.shape == (3, 32, 30, 24)
     torch.testing.assert_close(probabilities.as_tensor().sum(0), torch.ones(32, 30, 24), atol=1e-3, rtol=0)
+    smallest = Bundle.load(root)  # where memory has run out again and again
+    while (half := halved_patch(smallest.settings)) is not None:
+        smallest.settings["roi_size"] = half
+    patch = [n for n in smallest.settings["roi_size"] if n > 1]
+    assert torch.isfinite(first(smallest.network().train()(torch.rand(1, 1, *patch)))).all()

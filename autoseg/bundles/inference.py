@@ -16,19 +16,25 @@ from autoseg.planning.plan import mirrored_outputs, mirrorings
 # As the engine computes, for near a tie of classes anything else decides otherwise: in its precision (MONAI's `amp`
 # knows CUDA alone), and probabilities, not logits, are averaged over the windows.
 DTYPE = "$getattr(torch, 'bfloat16' if @precision == 'float16' and @device.type == 'cpu' else @precision)"
+# where memory ran out for the planned patch, what it was trained with stands beside the weights
+WINDOW_SIZE = (
+    "$json.loads(pathlib.Path(@patch_file).read_text())['roi_size'] if os.path.exists(@patch_file) else @roi_size"
+)
 AUTOCAST = "torch.autocast(@device.type, @dtype, enabled=@dtype is not torch.float32)"
 
 
 def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
     """`inference.yaml`: parses alone, needs MONAI and pytorch-ignite only; predicts `dataset_dir` into `output_dir`."""
     config: dict[str, Any] = {
-        "imports": ["$import glob", "$import itertools", "$import os", "$import re"],
+        "imports": [f"$import {name}" for name in ("glob", "itertools", "json", "os", "pathlib", "re")],
         "bundle_root": ".",
         "output_dir": "$@bundle_root + '/predictions'",
         "dataset_dir": "$@bundle_root + '/images'",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         **referenced(settings, network),
     }
+    config["patch_file"] = "$@bundle_root + '/models/patch.json'"
+    config["window_size"] = WINDOW_SIZE
     config["network_def"] = copy.deepcopy(network["network_def"])
     config["dtype"] = DTYPE
     activate = "sigmoid()" if settings["regions"] else "softmax(1)"
@@ -42,7 +48,7 @@ def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) ->
         "transform": "@preprocessing",
     }
     config["dataloader"] = {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0}
-    config["inferer"] = sliding_window(settings, "@overlap")
+    config["inferer"] = sliding_window(settings, "@overlap", "@window_size")
     config["postprocessing"] = _postprocessing(settings)
     load = {"_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/model.pt'"}
     config["handlers"] = [{**load, "load_dict": {"model": "@network"}, "map_location": "@device"}]
@@ -61,12 +67,12 @@ def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) ->
     return config
 
 
-def sliding_window(settings: Mapping[str, Any], overlap: str) -> dict[str, Any]:
-    """Windows of roi_size with Gaussian weights; those of a 2D network move over the planes of a volume."""
-    config = {"roi_size": "@roi_size", "sw_batch_size": "@sw_batch_size", "overlap": overlap, "mode": "gaussian"}
+def sliding_window(settings: Mapping[str, Any], overlap: str, size: str = "@roi_size") -> dict[str, Any]:
+    """Windows of `size` with Gaussian weights; those of a 2D network move over the planes of a volume."""
+    config = {"roi_size": size, "sw_batch_size": "@sw_batch_size", "overlap": overlap, "mode": "gaussian"}
     if int(settings["spatial_dims"]) == 3:
         return {"_target_": "SlidingWindowInferer", **config}
-    config["roi_size"] = "$[n for axis, n in enumerate(@roi_size) if axis != @slice_axis]"
+    config["roi_size"] = f"$[n for axis, n in enumerate({size}) if axis != @slice_axis]"
     return {"_target_": "SliceInferer", "spatial_dim": "@slice_axis", **config}
 
 

@@ -25,6 +25,11 @@ def bundle_settings(bundle: Path) -> dict[str, Any]:
     return settings
 
 
+def patch_file(bundle: Path) -> Path:
+    """Says the `roi_size` that the weights beside it were trained with, where memory ran out for the planned one."""
+    return bundle / "models" / "patch.json"
+
+
 def bundle_weights(bundle: Path) -> Path:
     """The file of a bundle's best weights, there or not; of a foreign one its largest checkpoint, else scores.json."""
     if is_foreign_bundle(bundle):

@@ -13,18 +13,19 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
+from autoseg.bundles.marks import patch_file
 from autoseg.bundles.preprocessing import image_item
 from autoseg.datalist import load_datalist, unreadable
 from autoseg.errors import Fault, Faults, InputError, nearest
 from autoseg.planning.patch import planar
 from autoseg.records import Case, Datalist
-from autoseg.workspace import read_yaml
+from autoseg.workspace import read_json, read_yaml
 
 CACHE_VERSION = 2
 
 
 class Bundle:
-    """A bundle folder and its `settings` (hyper_parameters.yaml, with overrides on top)."""
+    """A bundle folder and its `settings` (hyper_parameters.yaml, with models/patch.json and overrides on top)."""
 
     def __init__(self, root: Path, settings: dict[str, Any]):
         self.root, self.settings = root, settings
@@ -40,6 +41,8 @@ class Bundle:
             if key not in settings:
                 faults.add(path, key, f"unknown hyper-parameter{nearest(key, settings)}")
         faults.raise_if_any()
+        if patch_file(root).is_file():
+            settings["roi_size"] = read_json(patch_file(root))["roi_size"]
         settings |= overrides or {}
         settings["roi_size"] = planar(settings["roi_size"], settings["slice_axis"])
         return cls(root, settings)

@@ -13,6 +13,7 @@ import torch
 from monai.data import MetaTensor
 
 from autoseg.bundles.inference import referenced
+from autoseg.bundles.marks import patch_file
 from autoseg.bundles.writer import write_bundle
 from autoseg.config import parse_value
 from autoseg.datalist import case_id
@@ -43,14 +44,18 @@ def train(root: Path, override: Mapping[str, Any]) -> None:
     """Train the bundle at `root`, then predict and score its validation fold at the original geometry."""
 
     def work() -> None:
+        patch_file(root).unlink(missing_ok=True)  # an earlier training's; the checkpoint knows this one's
         bundle = _bundle(root, override)
         _keep_for_inference(bundle)
         progress = Trainer(bundle).run()
+        if progress.patch:
+            write_json(patch_file(root), {"roi_size": progress.patch})
         facts = {
             "steps": progress.step,
             "seconds": round(progress.seconds, 1),
             "returns": progress.returns,
             "parts": progress.parts,
+            "roi_size": bundle.settings["roi_size"],
         }
         score_validation(bundle, facts)
 

@@ -21,9 +21,12 @@ from autoseg.engine.bundle import Bundle
 from autoseg.engine.classes import Classes
 from autoseg.engine.foreign import ForeignBundle
 from autoseg.engine.geometry import AxisMap, file_grid, longest_axis
+from autoseg.engine.memory import free_memory, out_of_memory
 from autoseg.engine.precision import autocast_for
+from autoseg.engine.progress import in_voxels
 from autoseg.engine.streaming import PlaneStore, stream_probabilities
 from autoseg.errors import one_line
+from autoseg.planning.patch import halved_patch
 from autoseg.records import Case, Event
 
 CHUNK_BYTES = 128 * 2**20  # of probabilities on the way back to the image's grid, held a few times over
@@ -148,11 +151,24 @@ class Predictor:
                 bundle.release()
 
     def _streamed(self, group: int, image: MetaTensor, axis: int) -> PlaneStore:
-        """Mean probabilities of a group's networks."""
-        settings = self.groups[group][0].settings
+        """Mean probabilities of a group's networks; from windows half as large where memory runs out for one."""
+        settings, networks = self.groups[group][0].settings, self._networks(group)
         autocast = functools.partial(autocast_for, settings["precision"], self.device)
-        networks = self._networks(group)
-        return stream_probabilities(networks, image.as_tensor(), settings, self.device, autocast, self.scratch, axis)
+        work = image.as_tensor(), settings, self.device, autocast, self.scratch, axis
+        while True:
+            try:
+                return stream_probabilities(networks, *work)
+            except (MemoryError, RuntimeError) as error:
+                smaller = halved_patch(settings) if out_of_memory(error) else None
+                if smaller is None:
+                    raise
+            free_memory()  # out of the handler, whose frames hold the tensors
+            message = (
+                f"memory ran out: windows of {in_voxels(smaller)} instead of {in_voxels(settings['roi_size'])} voxels"
+            )
+            logger.warning("%s", message)
+            self.notify(Event("warning", message, {"bundles": [bundle.name for bundle in self.groups[group]]}))
+            settings["roi_size"] = smaller
 
     def _chunks(self, answers: Sequence[Answer]) -> list[tuple[int, int]]:
         length = answers[0].grid.original_shape[answers[0].grid.chunk_axis]

@@ -7,9 +7,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from monai.data import set_track_meta
@@ -23,6 +22,7 @@ from autoseg.engine.checkpoints import load_checkpoint, random_states, restore_r
 from autoseg.engine.memory import free_memory, out_of_memory
 from autoseg.engine.patches import PatchDataset, patch_loader
 from autoseg.engine.precision import autocast_for, compute_dtype, training_precision
+from autoseg.engine.progress import Progress
 from autoseg.engine.recipe import build_average, build_loss, build_optimizer, learning_rate
 from autoseg.engine.validation import validate_cached
 from autoseg.errors import Fault, InputError
@@ -33,6 +33,8 @@ LOG_SECONDS = 2.0
 RETURN_SEED = 1_000_003  # added to the seed of the patches at each return
 VALIDATIONS = 10  # where the budget is in steps or seconds, not in epochs
 VALIDATION_SHARE = 0.1  # of a budget in seconds, the last validation apart: fewer of them where they take long
+Less = Callable[[Mapping[str, Any]], str | None]
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -44,26 +46,6 @@ class Hook:
 
     def on_validation(self, trainer: Trainer, dice: dict[str, float], mean_dice: float) -> None:
         """After every validation."""
-
-
-@dataclass
-class Progress:
-    """Where a training stands; all of it is in the checkpoint."""
-
-    step: int = 0
-    seconds: float = 0.0
-    best_mean_dice: float = -1.0
-    best_step: int = 0
-    validations: int = 0
-    validation_seconds: float = 0.0
-    returns: int = 0  # to an earlier checkpoint, because the loss had gone astray
-    parts: int = 1  # that a batch is split into, because memory ran out
-    loss: float = math.nan
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def seconds_a_validation(self) -> float | None:
-        return self.validation_seconds / self.validations if self.validations else None
 
 
 class Trainer:
@@ -81,6 +63,7 @@ class Trainer:
         self.device = torch_device()
         self.progress, self.watch = Progress(), LossWatch()
         self.stop = False
+        self._board: Any = None  # TensorBoard's, while it runs
         torch.manual_seed(int(self.settings["seed"]))
         self.network = bundle.network().to(self.device)
         last = torch.channels_last if int(self.settings["spatial_dims"]) == 2 else torch.channels_last_3d
@@ -90,8 +73,7 @@ class Trainer:
         self.average = build_average(self.network, self.settings)
         self.optimizer = build_optimizer(self.network, self.settings)
         self.loss = build_loss(self.settings)
-        patch = [int(self.settings["input_channels"]), *self.settings["roi_size"]]
-        self.precision = training_precision(self.settings["precision"], self.device, self.network, patch)
+        self.precision = self._precision()
         half = compute_dtype(self.precision, self.device) is torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         training, validation = bundle.cases()
@@ -105,6 +87,11 @@ class Trainer:
         if self.budget.endless:
             field = "num_iterations, num_epochs, max_seconds"
             raise InputError([Fault(str(bundle.root), field, "one of them must say how long to train")])
+
+    def _precision(self) -> str:
+        """The precision asked for, or one in which patches of this size can be trained."""
+        patch = [int(self.settings["input_channels"]), *self.settings["roi_size"]]
+        return training_precision(self.settings["precision"], self.device, self.network, patch)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The arithmetic of the network's passes."""
@@ -145,16 +132,17 @@ class Trainer:
         At least three steps are made.
         """
         set_track_meta(False)
-        batches, took, started = self._batches(), list[float](), time.monotonic()
+        self._feed()
+        took, started = list[float](), time.monotonic()
         while len(took) < 3 or (len(took) < most and time.monotonic() - started < seconds):
             before = time.monotonic()
-            self._optimise(next(batches))
+            self._step()
             took.append(time.monotonic() - before)
         set_track_meta(True)
         return took
 
     def _loop(self) -> None:
-        batches = self._batches()
+        self._feed()
         warmup = int(float(self.settings["num_warmup_epochs"]) * self.steps_per_epoch)
         logged, losses = time.monotonic(), []
         while (self.share < 1.0 or not self.progress.validations) and not self.stop:  # a late start, too, has an end
@@ -162,11 +150,11 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             try:
-                losses.append(self._step(next(batches)))
+                losses.append(self._step())
                 self.watch.see(self.progress.step + 1, losses[-1])
             except AstrayError as error:
                 self._go_back(error)
-                batches, losses = self._batches(), []
+                losses = []
                 continue
             self.progress.step += 1
             for hook in self.hooks:
@@ -181,18 +169,23 @@ class Trainer:
                 self._log({"learning_rate": rate})
             logged, losses = time.monotonic(), []
 
-    def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Batches from the present step on; after a return others than those that led astray."""
+    def _feed(self) -> None:
+        """Batches from the present step on, of patches as large as memory allows; after a return others than before."""
+        if self.progress.patch:
+            self.settings["roi_size"] = list(self.progress.patch)
+            self.precision = self._precision()
         workers = self.settings["num_workers"]
         if workers is None:  # on a CPU the cores compute; beside a GPU they feed it
             workers = 0 if self.device.type == "cpu" else max(1, torch.get_num_threads() - 1)
         settings = {**self.settings, "seed": int(self.settings["seed"]) + RETURN_SEED * self.progress.returns}
         dataset = PatchDataset(self.training, settings, self.bundle.patch_transforms())
-        return iter(patch_loader(dataset, self.batch, self.progress.step, int(workers)))
+        self._batches: Iterator[dict[str, torch.Tensor]] = iter(
+            patch_loader(dataset, self.batch, self.progress.step, int(workers))
+        )
 
     def _go_back(self, error: AstrayError) -> None:
         """To the last checkpoint, or to fresh weights; raises the error where that was done too often."""
-        returns, seconds, parts = self.progress.returns + 1, self._seconds(), self.progress.parts
+        returns, seconds, before = self.progress.returns + 1, self._seconds(), self.progress
         if returns > MOST_RETURNS:
             raise error
         if not self._restore():
@@ -203,24 +196,28 @@ class Trainer:
             self.progress, self.watch = Progress(), LossWatch()
         self._forget_after(self.progress.step)
         self.progress.returns, self.progress.seconds, self._resumed = returns, seconds, time.monotonic()
-        self.progress.parts = parts
+        self.progress.parts, self.progress.patch = before.parts, before.patch
+        self._feed()
         self._save_checkpoint()
         where = f"back to step {self.progress.step}, with half the learning rate"
         self._warn(f"{error}: {where} ({returns} of {MOST_RETURNS} times)")
 
-    def _step(self, batch: dict[str, torch.Tensor]) -> float:
-        """One optimiser step; where memory runs out, with fewer patches at a time from then on."""
+    def _with_less(self, work: Callable[[], T], less: Less) -> T:
+        """What `work` gives; where memory runs out, with less at a time from then on."""
         while True:
             try:
-                return self._optimise(batch)
+                return work()
             except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error) or self.progress.parts >= self.batch:
+                said = less(self.settings) if out_of_memory(error) else None
+                if said is None:
                     raise
-            # out of the handler, whose frames hold the tensors
-            free_memory()
-            self.progress.parts = min(self.batch, 2 * self.progress.parts)
-            at_once = math.ceil(self.batch / self.progress.parts)
-            self._warn(f"memory ran out at step {self.progress.step + 1}: {at_once} of {self.batch} patches at a time")
+            free_memory()  # out of the handler, whose frames hold the tensors
+            self._warn(f"memory ran out at step {self.progress.step + 1}: {said}")
+            self._feed()
+
+    def _step(self) -> float:
+        """One optimiser step, with as many and as large patches at a time as memory allows; returns the mean loss."""
+        return self._with_less(lambda: self._optimise(next(self._batches)), self.progress.take_less)
 
     def _optimise(self, batch: dict[str, torch.Tensor]) -> float:
         """Gradients of the batch, summed over its parts, and the step that they ask for; returns the mean loss."""
@@ -250,7 +247,8 @@ class Trainer:
     def _warn(self, message: str) -> None:
         """Say what the run's user should know: in the log, and by metrics.jsonl where the run listens."""
         logger.warning("%s", message)
-        self._log({"warning": message})
+        if self._board is not None:
+            self._log({"warning": message})
 
     def _validation_due(self) -> bool:
         """At the end always; else every num_epochs_per_validation, or a tenth of a budget in steps or seconds."""
@@ -268,8 +266,8 @@ class Trainer:
         dice: dict[str, float] = {}
         mean = math.nan
         if self.validation:
-            network, started = self.average.module.eval(), time.monotonic()
-            dice, mean = validate_cached(network, self.validation, self.settings, self.device, self.autocast)
+            started = time.monotonic()
+            dice, mean = self._with_less(self._scores, self.progress.take_smaller_patch)
             self.progress.validation_seconds += time.monotonic() - started
         if mean > self.progress.best_mean_dice:
             self.progress.best_mean_dice, self.progress.best_step = mean, self.progress.step
@@ -292,6 +290,10 @@ class Trainer:
         if self.watch.calm:
             self._save_checkpoint()
         logger.info("step %d: loss %.4f, mean Dice %.4f", self.progress.step, self.progress.loss, mean)
+
+    def _scores(self) -> tuple[dict[str, float], float]:
+        network = self.average.module.eval()
+        return validate_cached(network, self.validation, self.settings, self.device, self.autocast)
 
     def _log(self, values: dict[str, Any]) -> None:
         """A line of metrics.jsonl and TensorBoard scalars."""

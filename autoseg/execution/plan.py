@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from autoseg.errors import Faults, nearest
@@ -13,7 +14,7 @@ def check_jobs(jobs: Sequence[Job], slots: Sequence[Slot]) -> None:
     """Refuse what can never run; raises InputError with every fault, before anything starts."""
     faults = Faults()
     ids = [job.id for job in jobs]
-    gpus = sum(slot.gpu is not None for slot in slots)
+    gpus = gpu_count(slots)
     if jobs and not slots:
         faults.add("jobs", "slots", "there is no slot to run anything on")
     for job in jobs:
@@ -62,12 +63,17 @@ def longest_first(jobs: Sequence[Job]) -> list[Job]:
     return sorted(jobs, key=lambda job: -length(job))
 
 
+def gpu_count(slots: Sequence[Slot]) -> int:
+    """How many GPUs the slots have; those that share one count it once."""
+    return len({slot.gpu for slot in slots} - {None})
+
+
 def assign(ready: Sequence[Job], free: Sequence[Slot], slots: Sequence[Slot]) -> Mapping[str, tuple[Slot, ...]]:
     """Slots for as many of the `ready` jobs (in order of precedence) as the `free` ones allow, by job id.
 
-    A job takes as many GPU slots as it asks for GPUs; one that asks for none takes a slot without a GPU, or any
-    slot where all have one. A job that must wait for more GPUs keeps the free ones from those behind it: it would
-    wait for ever else.
+    A job takes a slot of as many GPUs as it asks for, the idlest first where slots share them; one that asks for none
+    takes a slot without a GPU, or any slot where all have one. A job that must wait for more GPUs keeps the free ones
+    from those behind it: it would wait for ever else.
     """
     left = list(free)
     given: dict[str, tuple[Slot, ...]] = {}
@@ -75,7 +81,11 @@ def assign(ready: Sequence[Job], free: Sequence[Slot], slots: Sequence[Slot]) ->
     for job in ready:
         gpus = job.resources.gpus
         fitting = [slot for slot in left if (slot.gpu is not None if gpus else slot.gpu is None or not without_gpu)]
-        taken = tuple(fitting[: max(1, gpus)])
+        busy = Counter(slot.gpu for slot in slots if slot not in left)
+        first: dict[str, Slot] = {}  # of every GPU, or every slot without one
+        for slot in sorted(fitting, key=lambda slot: busy[slot.gpu] if slot.gpu is not None else 0):
+            first.setdefault(slot.id if slot.gpu is None else slot.gpu, slot)
+        taken = tuple(first.values())[: max(1, gpus)]
         if len(taken) == max(1, gpus):
             given[job.id] = taken
         left = [slot for slot in left if slot not in taken]

@@ -6,20 +6,20 @@ import contextlib
 import logging
 import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoseg.devices import job_environment
+from autoseg.devices import job_environment, lost_gpus
 from autoseg.errors import InputError
 from autoseg.execution.executor import Executor
-from autoseg.execution.plan import assign, check_jobs, longest_first, seconds_left
+from autoseg.execution.gpus import GpuWatch, LostGpus
+from autoseg.execution.plan import assign, check_jobs, gpu_count, longest_first, seconds_left
 from autoseg.execution.progress import MetricsReader
 from autoseg.execution.results import describe_failure, is_done, log_tail, missing_outputs, read_result
+from autoseg.execution.signals import SignalCounter
 from autoseg.records import Event, Job, JobResult, Slot
 from autoseg.workspace import LITTLE, patiently, room, says_full, write_json
 
@@ -71,19 +71,22 @@ class Scheduler:
         max_tries: int = 1,
         stuck_seconds: float = math.inf,
         at_start: Callable[[Job], Job] = lambda job: job,
+        lost_gpus: LostGpus = lost_gpus,
+        at_loss: Callable[[str], None] = lambda gpu: None,
     ):
         """`poll_seconds`: the longest time between two looks; an executor that can tells of an end at once.
 
         `max_tries`: how often `run` starts a job before it counts as failed; one that says (by exit code 2) that its
         input is wrong is not tried again. `stuck_seconds`: a job whose log and progress have not grown for so long is
         ended. `at_start` gives the job as it is to be started, each time: what it knows of the moment goes into `argv`.
+        `lost_gpus` is asked when a job on a GPU has failed; `at_loss` hears of each `Slot.gpu` that is out of use.
         """
-        self.at_start = at_start
+        self.at_start, self.at_loss, self.gpus = at_start, at_loss, GpuWatch(lost_gpus)
         self.stuck_seconds = stuck_seconds
         self.executor, self.slots, self.jobs_dir = executor, tuple(slots), Path(jobs_dir)
         self.notify, self.poll_seconds, self.max_tries = notify, poll_seconds, max_tries
         self._entries: dict[str, _Entry] = {}
-        self._interrupts = 0
+        self._signals = SignalCounter()
         self._cramped = False
 
     def run(self, jobs: Sequence[Job]) -> dict[str, JobResult]:
@@ -95,7 +98,7 @@ class Scheduler:
         """
         check_jobs(jobs, self.slots)
         self._entries = {job.id: _Entry(job, self.jobs_dir / job.id) for job in longest_first(jobs)}
-        with self._signals_counted():
+        with self._signals.counting():
             try:
                 self._keep_done()
                 self._loop()
@@ -130,9 +133,10 @@ class Scheduler:
                     self._ended(entry, code)
                 else:
                     self._end_if_stuck(entry)
+            self._fail_homeless()
             self._skip_hopeless()
             self._start_ready()
-            if self._interrupts:
+            if self._signals.count:
                 raise KeyboardInterrupt
             unfinished = self._in_state("waiting", "running")
             if not unfinished or self.executor.now() - shown >= TABLE_SECONDS:
@@ -144,6 +148,14 @@ class Scheduler:
 
     def _in_state(self, *states: str) -> list[_Entry]:
         return [entry for entry in self._entries.values() if entry.state in states]
+
+    def _fail_homeless(self) -> None:
+        """Fail what waits for more GPUs than are left: a lost one does not come back in this run."""
+        for entry in self._in_state("waiting") if self.gpus.out else ():
+            if entry.job.resources.gpus > gpu_count(self.slots) or not self.slots:
+                reasons = "; ".join(dict.fromkeys(self.gpus.out.values()))
+                reason = f"too few GPUs are left ({gpu_count(self.slots)}): {reasons}"
+                self._failed(entry, reason, reason, hopeless=True)
 
     def _skip_hopeless(self) -> None:
         skipped = True
@@ -191,7 +203,7 @@ class Scheduler:
         try:
             entry.handle = self.executor.start(job, environment, entry.log)
         except (OSError, ValueError) as error:
-            self._failed(entry, f"could not be started: {error}", f"could not be started: {error}", None)
+            self._failed(entry, f"could not be started: {error}", f"could not be started: {error}")
             return False
         entry.state = "running"
         cores = f"{cpus} core{'s' if cpus != 1 else ''}"
@@ -221,16 +233,18 @@ class Scheduler:
 
     def _ended(self, entry: _Entry, code: int) -> None:
         entry.seconds = self.executor.now() - entry.started
-        if entry.fault is not None:
-            self._failed(entry, entry.fault, entry.fault, code)
-            return
         missing = missing_outputs(entry.job)
-        if code == 0 and not missing:
+        if entry.fault is None and code == 0 and not missing:
             self._finish(entry, "done", None)
             facts = {"id": entry.job.id, "seconds": entry.seconds, "tries": entry.tries}
             self.notify(Event("job_done", f"{entry.job.id} done in {entry.seconds:.1f} s", facts))
             return
         lines = log_tail(entry.log, entry.log_start)
+        if code != InputError.exit_code and self._gpu_failed(entry, lines):
+            return
+        if entry.fault is not None:
+            self._failed(entry, entry.fault, entry.fault, code)
+            return
         headline, error = describe_failure(code, lines)
         if code and (says_full("\n".join(lines)) or room(entry.folder) < LITTLE):
             self._wait_for_room(entry)
@@ -240,10 +254,33 @@ class Scheduler:
             error = "\n".join([headline, *error.splitlines()[1:]])
         self._failed(entry, headline, error, code)
 
-    def _wait_for_room(self, entry: _Entry) -> None:
-        """A job that died of a full disk waits for its turn again, and no job starts until there is room."""
+    def _gpu_failed(self, entry: _Entry, lines: list[str]) -> bool:
+        """Whether a job failed for want of its GPU: it then waits for another, and the try does not count."""
+        known = set(self.gpus.out)
+        blamed = self.gpus.blame(entry.slots, lines) if entry.job.resources.gpus else {}
+        if not blamed:
+            return False
+        names = {slot.gpu: f"GPU {slot.gpu} ({slot.name or slot.device})" for slot in entry.slots}
+        self._wait_again(entry)
+        for gpu, reason in blamed.items():
+            facts = {"id": entry.job.id, "gpu": gpu, "reason": reason, "log": str(entry.log)}
+            fate = "is out of use" if gpu in self.gpus.out else "has failed a job, and is tried once more"
+            if gpu not in known:
+                self.notify(Event("warning", f"{names[gpu]} {fate}: {reason}", facts))
+        for gpu in set(self.gpus.out) - known:
+            self.slots = tuple(slot for slot in self.slots if slot.gpu != gpu)
+            self.at_loss(gpu)
+        self.notify(Event("stage", f"{entry.job.id} was failed by its GPU, not by itself: it waits for a free one"))
+        return True
+
+    def _wait_again(self, entry: _Entry) -> None:
+        """A job that ended by no fault of its own waits for its turn again, and the try does not count."""
         entry.state, entry.slots, entry.handle = "waiting", (), None
         entry.tries, entry.starts = entry.tries - 1, entry.starts - 1
+
+    def _wait_for_room(self, entry: _Entry) -> None:
+        """A job that died of a full disk waits, and no job starts until there is room."""
+        self._wait_again(entry)
         self._cramped = True
         message = f"{entry.job.id} ended for want of disk space: it goes on when there is room in {self.jobs_dir}"
         self.notify(Event("warning", message, {"id": entry.job.id, "log": str(entry.log)}))
@@ -255,8 +292,10 @@ class Scheduler:
             self.notify(Event("stage", "there is room on the disk again: the jobs go on"))
         return not self._cramped
 
-    def _failed(self, entry: _Entry, headline: str, error: str, code: int | None) -> None:
-        again = entry.starts < self.max_tries and code != InputError.exit_code
+    def _failed(
+        self, entry: _Entry, headline: str, error: str, code: int | None = None, hopeless: bool = False
+    ) -> None:
+        again = entry.starts < self.max_tries and code != InputError.exit_code and not hopeless
         if again:
             entry.state, entry.slots, entry.handle = "waiting", (), None
         else:
@@ -285,7 +324,7 @@ class Scheduler:
         """Write a record, however long the disk is full; Ctrl-C ends the waiting."""
 
         def pause(seconds: float) -> None:
-            if self._interrupts:
+            if self._signals.count:
                 raise KeyboardInterrupt
             self.executor.wait(seconds)
 
@@ -323,37 +362,14 @@ class Scheduler:
             self.notify(Event("warning", f"{entry.job.id}: {message}", {"id": entry.job.id}))
         return row
 
-    @contextlib.contextmanager
-    def _signals_counted(self) -> Iterator[None]:
-        """SIGINT and SIGTERM are counted, and heeded between two steps: no process is lost halfway to its record.
-
-        Only where Python's own or the system's default stands, so that an application's handlers stay in force.
-        """
-        self._interrupts = 0
-        saved: dict[int, Any] = {}
-
-        def count(number: int, frame: object) -> None:
-            self._interrupts += 1
-
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                handler = signal.getsignal(number)
-                if handler in (signal.SIG_DFL, signal.default_int_handler):
-                    saved[number] = signal.signal(number, count)
-        try:
-            yield
-        finally:
-            for signum, before in saved.items():
-                signal.signal(signum, before)
-
     def _cancel_running(self) -> None:
         """Cancel all jobs, wait until they have ended, and say so; a second signal ends the waiting."""
         running = self._in_state("running")
         for entry in running:
             with contextlib.suppress(Exception):
                 self.executor.cancel(entry.handle)
-        deadline, interrupts = self.executor.now() + CANCEL_SECONDS, self._interrupts
-        while self.executor.now() < deadline and self._interrupts <= max(1, interrupts):
+        deadline, signals = self.executor.now() + CANCEL_SECONDS, self._signals.count
+        while self.executor.now() < deadline and self._signals.count <= max(1, signals):
             if all(self.executor.poll(entry.handle) is not None for entry in running):
                 break
             self.executor.wait(min(0.1, self.poll_seconds))

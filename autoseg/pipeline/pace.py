@@ -19,12 +19,14 @@ from autoseg.pipeline.inputs import bundle_parts, case_digests, fingerprint, mad
 from autoseg.pipeline.session import Session
 from autoseg.pipeline.training import run_jobs, training_jobs
 from autoseg.planning.budget import CPU_SHARE, Candidate, Choice, Room, choose, least_seconds, makespan
-from autoseg.records import Datalist, Event, Job, Resources, Speed, from_plain, to_plain
+from autoseg.records import Datalist, Event, Job, Resources, Slot, Speed, from_plain, to_plain
 from autoseg.workspace import Workspace, read_json, write_json
 
 WORTH_MEASURING = 100  # steps: shorter trainings are over before they are forecast
 PREDICTION_START = 8.0  # seconds: of the process that predicts
 SECONDS_A_SCORE = 0.3  # of one core: surface distances of a case
+SHARING_GAIN = 1.1  # times as many steps in the same time that trainings side by side on a GPU must make
+SHARING_LIMIT = 600.0  # seconds: in a shorter call, trying it out costs more than it gives
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,14 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
     speeds = _measure(session, ours, datalist)
     candidates = _candidates(session, ours, datalist, speeds)
     closing, members = _predictions(session, datalist, speeds)
-    room = Room(session.clock.left, len(session.slots(len(ours))), closing, max(members.values()))
+    room = Room(session.clock.left, len(session.training_slots(len(ours))), closing, max(members.values()))
     choice = _chosen(session, training_jobs(session, ours, datalist, seeds={}), candidates, datalist.num_fold, room)
     chosen = [b for b in ours if is_chosen(choice, b)]
     _tell(session, choice, datalist.num_fold)
     planned = {b.name: choice.seconds[_family(b)] for b in chosen if b.name in left}
     spent = seconds_spent({b.name: b / "metrics.jsonl" for b in chosen})
     end = time.time() + session.clock.left - 1.1 * (closing + choice.folds * max(members.values()))
-    deadlines = Deadlines(planned, spent, len(session.slots(len(chosen))), end)
+    deadlines = Deadlines(planned, spent, len(session.training_slots(len(chosen))), end)
     return Pace(chosen, deadlines, closing, members)
 
 
@@ -85,15 +87,41 @@ def _fold(bundle: Path) -> int:
 
 
 def _measure(session: Session, bundles: Sequence[Path], datalist: Datalist) -> dict[str, Speed]:
-    """The speed of every family: of its first fold, as many at a time as will be trained side by side."""
-    first = {_family(bundle): bundle for bundle in reversed(bundles)}
+    """The speed of every family, of its first fold, on the slots that trainings will have.
+
+    Small trainings that could share GPUs are also measured side by side, and `session.job_memory` says so where that
+    makes SHARING_GAIN times as many steps.
+    """
     slots = session.slots(len(bundles))
-    others = [b for b in bundles if b not in first.values()] if not session.devices.gpus else []
-    measured = [*first.values(), *others[: max(0, len(slots) - len(first))]]
+    alone = _measured(session, bundles, datalist, slots, "measure")
+    memory = max((speed.memory for speed in alone.values()), default=0)
+    side_by_side = session.slots(len(bundles), memory)
+    hurried = session.clock is not None and session.clock.limit < SHARING_LIMIT
+    session.job_memory = 0
+    if len(side_by_side) <= len(slots) or hurried:
+        return alone
+    shared = _measured(session, bundles, datalist, side_by_side, "measure_shared")
+    if set(shared) != set(alone):
+        return alone
+    gain = len(side_by_side) / len(slots) * sum(s.step for s in alone.values()) / sum(s.step for s in shared.values())
+    if gain < SHARING_GAIN:
+        return alone
+    session.job_memory = memory
+    session.stage(f"{len(side_by_side)} trainings share {len(slots)} GPUs: {gain:.1f} times as many steps in a second")
+    return shared
+
+
+def _measured(
+    session: Session, bundles: Sequence[Path], datalist: Datalist, slots: Sequence[Slot], label: str
+) -> dict[str, Speed]:
+    """Speeds on these slots, with as many jobs at a time as will be trained on one GPU, or on all cores."""
+    first = {_family(bundle): bundle for bundle in reversed(bundles)}
+    beside = [b for b in bundles if b not in first.values()] if len(slots) > len(session.devices.gpus) else []
+    measured = [*first.values(), *beside[: max(0, len(slots) - len(first))]]
     cases = {"training": case_digests(datalist.training), "validation": case_digests(datalist.validation)}
     jobs = []
     for bundle in measured:
-        folder = session.workspace.job(f"measure_{bundle.name}")
+        folder = session.workspace.job(f"{label}_{bundle.name}")
         inputs = made_from(**bundle_parts(bundle), **cases, slots={slot.id: slot for slot in slots})
         jobs.append(
             Job(
@@ -106,11 +134,12 @@ def _measure(session: Session, bundles: Sequence[Path], datalist: Datalist) -> d
                 resources=Resources(gpus=1 if session.devices.gpus else 0),
             )
         )
-    session.stage(f"measuring: a few steps of {', '.join(first)}")
-    results = run_jobs(session, jobs, parallel=len(slots))
+    session.stage(f"measuring: a few steps of {', '.join(first)}{' side by side' if 'shared' in label else ''}")
+    results = run_jobs(session, jobs, slots)
+    session.refuse_without_gpus()
     speeds = {}
     for name, bundle in first.items():
-        job = f"measure_{bundle.name}"
+        job = f"{label}_{bundle.name}"
         if results[job].status == "done":
             plain = read_json(session.workspace.job(job) / "speed.json")
             plain.pop("schema_version", None)
@@ -212,7 +241,7 @@ def _forecast(session: Session, jobs: Sequence[Job], datalist: Datalist) -> None
     if any(_family(b) not in known for b in bundles):
         return
     seconds = {b.name: known[_family(b)].seconds(lengths[b.name]) for b in bundles}
-    slots = session.slots(len(bundles))
+    slots = session.training_slots(len(bundles))
     closing, members = _predictions(session, datalist, speeds)
     folds = len({_fold(b) for b in bundles})
     total = makespan(list(seconds.values()), len(slots)) + closing + folds * max(members.values())

@@ -17,7 +17,7 @@ from autoseg.pipeline.inputs import case_digests, fingerprint, made_from
 from autoseg.pipeline.pace import Pace
 from autoseg.pipeline.session import Session
 from autoseg.pipeline.training import run_jobs
-from autoseg.records import Case, Datalist, Event, Job, JobResult, LeaderboardEntry, Resources
+from autoseg.records import Case, Datalist, Event, Job, JobResult, LeaderboardEntry, Resources, Slot
 from autoseg.workspace import Workspace, read_json, write_json
 
 
@@ -91,13 +91,17 @@ def in_time(
     return [member for member in members if member in kept], left_out
 
 
+def _slots(session: Session, cases: Sequence[Case]) -> tuple[Slot, ...]:
+    """One process a GPU; on a CPU one with all cores, for windows spread over threads by themselves."""
+    return session.slots(len(cases)) if session.devices.gpus else session.whole_machine()
+
+
 def prediction_jobs(
     session: Session, members: Sequence[str], cases: Sequence[Case], output: Callable[[Case], Path], label: str
 ) -> list[tuple[Job, dict[str, Any]]]:
     """Jobs that predict cases by the ensemble, spread over the slots, each with what its spec.json is to hold."""
     workspace = session.workspace
-    # one process per GPU; on a CPU one process with all cores, for windows spread over threads by themselves
-    slots = session.slots(len(cases)) if session.devices.gpus else session.whole_machine()
+    slots = _slots(session, cases)
     shards = [list(cases[i :: len(slots)]) for i in range(min(len(slots), len(cases)))]
     jobs = []
     for number, shard in enumerate(shards):
@@ -140,7 +144,7 @@ def predict_cases(
         Path(job.cwd).mkdir(parents=True, exist_ok=True)
         write_json(Path(job.cwd) / "spec.json", spec)
         jobs.append(job)
-    results = run_jobs(session, jobs, whole_machine=not session.devices.gpus)
+    results = run_jobs(session, jobs, _slots(session, cases))
     predictions: dict[str, Path] = {}
     left_out: list[str] = []
     for job in jobs:

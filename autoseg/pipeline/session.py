@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from autoseg.config import RunConfig
 from autoseg.devices import Devices, detect_devices, plan_slots
+from autoseg.errors import NoResultError
 from autoseg.pipeline.clock import Clock
 from autoseg.records import Event, Slot
 from autoseg.workspace import Workspace
@@ -20,15 +21,17 @@ def silent(event: Event) -> None:
     """The default listener: hears nothing."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Session:
-    """One verb at work."""
+    """One verb at work. `devices` are those that are left: GPUs may be lost on the way."""
 
     config: RunConfig
     workspace: Workspace
     devices: Devices
     listener: Notify
     clock: Clock | None = None  # of a call with a time limit
+    job_memory: int = 0  # bytes of a GPU that trainings reserve, where it was measured that several are to share one
+    lost: list[str] = field(default_factory=list)  # names of GPUs
 
     def notify(self, event: Event) -> None:
         """Log to events.jsonl and tell the listener."""
@@ -41,14 +44,24 @@ class Session:
     def stage(self, message: str) -> None:
         self.notify(Event("stage", message))
 
-    def slots(self, jobs: int) -> tuple[Slot, ...]:
-        """Slots for that many jobs, no more than the configuration allows."""
+    def slots(self, jobs: int, job_memory: int = 0) -> tuple[Slot, ...]:
+        """Slots for that many jobs, no more than the configuration allows; `job_memory` as in `plan_slots`."""
         limit = self.config.max_parallel
-        return (
-            plan_slots(self.devices, jobs)[:limit]
-            if self.devices.gpus
-            else plan_slots(self.devices, min(jobs, limit or jobs))
-        )
+        return plan_slots(self.devices, min(jobs, limit or jobs), job_memory)[:limit]
+
+    def training_slots(self, jobs: int) -> tuple[Slot, ...]:
+        """Slots for that many trainings, which may share GPUs."""
+        return self.slots(jobs, self.job_memory)
+
+    def lose(self, gpu: str) -> None:
+        """Go on without the GPU of that index."""
+        self.lost += [f"{gpu} ({found.name})" for found in self.devices.gpus if found.index == gpu]
+        self.devices = replace(self.devices, gpus=tuple(g for g in self.devices.gpus if g.index != gpu))
+
+    def refuse_without_gpus(self) -> None:
+        """NoResultError where all GPUs, for which everything was planned, are lost: on a CPU it would take days."""
+        if self.lost and not self.devices.gpus:
+            raise NoResultError(f"no GPU is left to train on: {', '.join(self.lost)} out of use")
 
     def whole_machine(self) -> tuple[Slot, ...]:
         """One slot with every core: for work that spreads over the cores by itself."""

@@ -19,20 +19,18 @@ from autoseg.pipeline.clock import Deadlines
 from autoseg.pipeline.inputs import bundle_parts, case_digests, fingerprint, made_from
 from autoseg.pipeline.session import Session
 from autoseg.pipeline.standing import ANEW, CHECKPOINT, outlook
-from autoseg.records import Case, Datalist, Event, Job, JobResult, LeaderboardEntry, Resources, from_plain
+from autoseg.records import Case, Datalist, Event, Job, JobResult, LeaderboardEntry, Resources, Slot, from_plain
 from autoseg.workspace import Workspace, atomic_file, read_json, write_json
 
 
 def run_jobs(
     session: Session,
     jobs: Sequence[Job],
-    *,
-    whole_machine: bool = False,
-    parallel: int | None = None,
+    slots: Sequence[Slot],
     at_start: Callable[[Job], Job] = lambda job: job,
     on_done: Callable[[dict[str, JobResult]], None] = lambda results: None,
 ) -> dict[str, JobResult]:
-    """Run jobs over the slots, those of `parallel` jobs if given (or one after another on all cores).
+    """Run jobs over the slots, as the configuration says; the session loses the GPUs that fall out of use.
 
     `on_done` is told the results so far whenever a job ended well.
     """
@@ -42,7 +40,6 @@ def run_jobs(
         if event.kind == "job_done":
             on_done(scheduler.results)
 
-    slots = session.whole_machine() if whole_machine else session.slots(parallel or len(jobs))
     config = session.config
     scheduler = Scheduler(
         LocalExecutor(),
@@ -52,6 +49,7 @@ def run_jobs(
         max_tries=config.max_tries,
         stuck_seconds=60 * config.stuck_minutes,
         at_start=at_start,
+        at_loss=session.lose,
     )
     return scheduler.run(jobs)
 
@@ -80,7 +78,7 @@ def preprocess(session: Session, bundles: Sequence[Path], datalist: Datalist) ->
     if not jobs:
         return
     session.stage(f"preprocessing: {len(datalist.training) + len(datalist.validation)} cases")
-    run_jobs(session, jobs, whole_machine=True)
+    run_jobs(session, jobs, session.whole_machine())
 
 
 def reseeded(workspace: Workspace) -> dict[str, dict[str, Any]]:
@@ -180,13 +178,22 @@ def train(
     on_done: Callable[[dict[str, JobResult]], None] = lambda results: None,
 ) -> dict[str, JobResult]:
     """Train every bundle, by its deadline if there are some; raises NoResultError where none could be trained."""
+    session.refuse_without_gpus()
     jobs = training_jobs(session, bundles, datalist)
     if deadlines is not None:
         jobs = [replace(job, cost=deadlines.waiting.get(job.id, job.cost)) for job in jobs]
-    slots = session.slots(len(jobs))
+    slots = session.training_slots(len(jobs))
+
+    def start(job: Job) -> Job:
+        if deadlines is None:
+            return job
+        left = {gpu.index for gpu in session.devices.gpus}
+        deadlines.slots = sum(slot.gpu is None or slot.gpu in left for slot in slots)
+        return deadlines.give(job)
+
     places = ", ".join(f"{s.id} ({s.cpus} core{'s' if s.cpus > 1 else ''})" for s in slots)
     session.stage(f"training: {len(jobs)} jobs over {places}")
-    results = run_jobs(session, jobs, at_start=deadlines.give if deadlines else lambda job: job, on_done=on_done)
+    results = run_jobs(session, jobs, slots, start, on_done)
     if all(result.status != "done" for result in results.values()):
         first = next(iter(results.values()))
         headline = (first.error or first.status).splitlines()[0]

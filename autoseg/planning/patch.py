@@ -7,8 +7,9 @@ documented SegResNet recipe. Spacings in mm, sizes in voxels, axes in RAS order.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from autoseg.planning.statistics import Machine, Statistics, Triple
 
@@ -137,6 +138,22 @@ def planar(roi_size: Sequence[int], slice_axis: int | None) -> list[int]:
     if len(size) == 3:
         size.pop(slice_axis if size[slice_axis] == 1 or 1 not in size else size.index(1))
     return [*size[:slice_axis], 1, *size[slice_axis:]]
+
+
+def halved_patch(settings: Mapping[str, Any]) -> list[int] | None:
+    """The patch of a bundle's `settings`, half as long along the axis that is longest in mm, in whole `roi_multiple`.
+
+    None where that is not said, or where the network would be left with one voxel at its deepest level, which cannot
+    be normalised.
+    """
+    multiple, size = settings["roi_multiple"], [int(n) for n in settings["roi_size"]]
+    for axis in sorted(range(3), key=lambda a: -size[a] * float(settings["resample_to_spacing"][a])):
+        if multiple and size[axis] > multiple[axis]:
+            half = max(1, size[axis] // (2 * multiple[axis])) * multiple[axis]
+            smaller = [half if a == axis else n for a, n in enumerate(size)]
+            if math.prod(smaller) > math.prod(multiple):
+                return smaller
+    return None
 
 
 def plan_batch(patch: Patch, machine: Machine, rule: PatchRule, bytes_per_voxel: float) -> tuple[int, str]:

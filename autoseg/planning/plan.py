@@ -89,6 +89,7 @@ def plan_family(stats: Statistics, machine: Machine, modes: Sequence[str], trait
     plan.set("spatial_dims", traits.spatial_dims, "the family's")
     plan.set("slice_axis", across, "a 3D network" if across is None else "planes across the coarsest axis")
     plan.set("roi_size", list(patch.size), reason)
+    plan.set("roi_multiple", [2**h for h in patch.halvings], "the network halves a patch so often")
     plan.set("num_images_per_batch", *plan_batch(patch, machine, traits.patch, bytes_per_voxel))
     plan.set("input_channels", stats.channels, "channels of every case")
     plan.set("image_files", stats.image_files, "files of every case")

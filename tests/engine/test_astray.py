@@ -25,8 +25,8 @@ class Faulty(Trainer):
         super().__init__(Bundle.load(root), hooks)
         self.at, self.false_loss, self.always, self.rates = set(at), loss, always, []
 
-    def _step(self, batch: dict[str, torch.Tensor]) -> float:
-        loss = super()._step(batch)
+    def _step(self) -> float:
+        loss = super()._step()
         self.rates.append(self.optimizer.param_groups[0]["lr"])
         number = self.progress.step + 1
         if number not in self.at:
@@ -64,9 +64,9 @@ def test_a_gradient_that_is_not_finite_costs_one_step(make_bundle: MakeBundle) -
     before = parameter.detach().clone()
     handle = parameter.register_hook(lambda gradient: gradient * math.inf)
     batch = {"image": torch.rand(2, 1, 16, 16, 16), "label": torch.ones(2, 1, 16, 16, 16)}
-    assert math.isfinite(trainer._step(batch)) and torch.equal(parameter, before)
+    assert math.isfinite(trainer._optimise(batch)) and torch.equal(parameter, before)
     handle.remove()
-    trainer._step(batch)
+    trainer._optimise(batch)
     assert not torch.equal(parameter, before)
 
 

@@ -228,6 +228,22 @@ def test_gpus_are_given_whole_and_a_wide_job_is_not_starved(room: Room) -> None:
     assert order.index("wide") == 3  # the fourth longest: the free GPU is kept for it until two more are
 
 
+def test_jobs_on_shared_gpus_spread_and_a_wide_one_gets_distinct_gpus(room: Room) -> None:
+    shared = [Slot(f"gpu{g}.{part}", "cuda", 2, str(g)) for g in range(2) for part in range(2)]
+    one = Resources(gpus=1)
+    room.run(
+        [room.job("a", 9, resources=one), room.job("b", 8, resources=one), room.job("c", 1, resources=one)], shared
+    )
+    seen = [process.environment["CUDA_VISIBLE_DEVICES"] for process in room.executor.history]
+    assert seen == ["0", "1", "0"]
+    jobs = [room.job("d", 9, resources=one), room.job("wide", 8, resources=Resources(gpus=2))]
+    room.run(jobs, shared)
+    assert [p.environment["CUDA_VISIBLE_DEVICES"] for p in room.executor.history] == ["0", "1,0"]
+    assert [p.started for p in room.executor.history] == [0.0, 0.0]
+    with pytest.raises(InputError, match="asks for 3 GPUs, there are 2"):
+        room.run([room.job("wider", resources=Resources(gpus=3))], shared)
+
+
 def test_a_job_without_gpus_sees_none_and_prefers_a_cpu_slot(room: Room) -> None:
     jobs = [room.job("cpu", 9), room.job("gpu", 1, resources=Resources(gpus=1))]
     room.run(jobs, [GPU[0], CPU[0]])

@@ -12,7 +12,7 @@ from monai.networks.nets.segresnet_ds import scales_for_resolution
 
 from autoseg.bundles import available_templates, load_algo, template_settings
 from autoseg.planning import FamilyTraits, Machine, Plan, Statistics
-from autoseg.planning.patch import GROWTH, median_size
+from autoseg.planning.patch import GROWTH, halved_patch, median_size
 from autoseg.planning.statistics import Intensity
 
 FAMILIES = available_templates()
@@ -78,6 +78,13 @@ def test_patches_fit_network_memory_and_data(name: str, kind: str, machine: Mach
     found = plan(name, stats, machine)
     size, needed = found.settings["roi_size"], strides(name, found)
     assert all(n % stride == 0 for n, stride in zip(size, needed, strict=True)), (size, needed)
+    assert found.settings["roi_multiple"] == needed
+    smaller = dict(found.settings)
+    while (half := halved_patch(smaller)) is not None:  # where memory runs out
+        assert math.prod(needed) < math.prod(half) < math.prod(smaller["roi_size"])
+        assert all(n % stride == 0 for n, stride in zip(half, needed, strict=True))
+        smaller["roi_size"] = half
+    assert max(needed) == 1 or math.prod(smaller["roi_size"]) < 4 * math.prod(needed)
     median = median_size(stats, found.settings["resample_to_spacing"])
     larger = [n > max(GROWTH * m, stride) for n, m, stride in zip(size, median, needed, strict=True)]
     if sum(larger):  # the deepest level of the others is one voxel, which cannot be normalised

@@ -9,7 +9,7 @@ import pytest
 
 from autoseg.errors import InputError
 from autoseg.planning import FamilyTraits, Machine, PatchRule, Plan, Statistics, plan_family, plan_patch
-from autoseg.planning.patch import Patch, plan_batch, planar, resample_needed, target_spacing
+from autoseg.planning.patch import Patch, halved_patch, plan_batch, planar, resample_needed, target_spacing
 from autoseg.planning.plan import left_right_pairs, plan_mirroring
 from autoseg.planning.statistics import Intensity, read_statistics
 
@@ -195,3 +195,25 @@ def test_ct_of_bone_and_soft_tissue_is_scaled_by_a_typical_label() -> None:
     bone = statistics(intensity=(Intensity(243.0, 425.0, -112.0, 1555.0, 7.0, 40.0),))
     wide = plan_family(bone, CPU, ["ct"], TRAITS).settings
     assert wide["intensity_asinh"] and wide["intensity_bounds"] == [[-112.0, 1555.0, 7.0, 40.0]]
+
+
+@pytest.mark.parametrize(
+    ("size", "multiple", "spacing", "half"),
+    [
+        ([96, 96, 96], [32, 32, 32], [1.0, 1.0, 1.0], [32, 96, 96]),
+        ([96, 96, 64], [16, 16, 16], [1.0, 1.5, 1.0], [96, 48, 64]),
+        ([96, 96, 64], [16, 16, 4], [1.0, 1.0, 3.0], [96, 96, 32]),
+        ([48, 32, 32], [32, 32, 32], [1.0, 1.0, 1.0], None),
+        ([64, 32, 32], [32, 32, 32], [1.0, 1.0, 1.0], None),
+        ([64, 64, 32], [32, 32, 32], [1.0, 1.0, 1.0], [32, 64, 32]),
+        ([192, 160, 1], [32, 32, 1], [0.5, 0.5, 5.0], [96, 160, 1]),
+        ([64, 32, 1], [32, 32, 1], [0.5, 0.5, 5.0], None),
+        ([40, 40, 40], [16, 16, 16], [1.0, 1.0, 1.0], [16, 40, 40]),
+        ([96, 96, 96], None, [1.0, 1.0, 1.0], None),
+    ],
+)
+def test_a_patch_is_halved_along_its_longest_axis_in_mm(
+    size: list[int], multiple: list[int] | None, spacing: list[float], half: list[int] | None
+) -> None:
+    settings = {"roi_size": size, "roi_multiple": multiple, "resample_to_spacing": spacing}
+    assert halved_patch(settings) == half

@@ -1,0 +1,52 @@
+"""Where a training stands, and how it makes do with less memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from autoseg.planning.patch import halved_patch
+
+
+@dataclass
+class Progress:
+    """Where a training stands; all of it is in the checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_mean_dice: float = -1.0
+    best_step: int = 0
+    validations: int = 0
+    validation_seconds: float = 0.0
+    returns: int = 0  # to an earlier checkpoint, because the loss had gone astray
+    parts: int = 1  # that a batch is split into, because memory ran out
+    patch: list[int] = field(default_factory=list)  # smaller than planned, because memory ran out for one; else empty
+    loss: float = math.nan
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def seconds_a_validation(self) -> float | None:
+        return self.validation_seconds / self.validations if self.validations else None
+
+    def take_less(self, settings: Mapping[str, Any]) -> str | None:
+        """Halve the patches at a time, or, where that is one, the patch. What to say; None where neither can be."""
+        batch = int(settings["num_images_per_batch"])
+        if self.parts >= batch:
+            return self.take_smaller_patch(settings)
+        self.parts = min(batch, 2 * self.parts)
+        return f"{math.ceil(batch / self.parts)} of {batch} patches at a time"
+
+    def take_smaller_patch(self, settings: Mapping[str, Any]) -> str | None:
+        """Halve the patch of `settings`. What to say; None where it is the smallest that the network can take."""
+        smaller = halved_patch(settings)
+        if smaller is None:
+            return None
+        self.patch = smaller
+        return f"patches and windows of {in_voxels(smaller)} instead of {in_voxels(settings['roi_size'])} voxels"
+
+
+def in_voxels(size: list[int]) -> str:
+    """A size as a person writes it: 96x96x64."""
+    return "x".join(map(str, size))
