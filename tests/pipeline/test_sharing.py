@@ -53,6 +53,7 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
             return results
 
         monkeypatch.setattr(pace, "run_jobs", run_jobs)
+        monkeypatch.setattr(pace, "bundle_parts", lambda bundle: {"settings": {"name": bundle.name}})
         return batches
 
     return set_speeds
