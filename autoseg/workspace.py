@@ -23,7 +23,7 @@ from typing import IO, Any, TypeVar
 import yaml
 
 from autoseg.errors import Fault, InputError, WorkspaceInUseError
-from autoseg.records import SCHEMA_VERSION, Event, to_plain
+from autoseg.records import SCHEMA_VERSION, Event, from_plain, to_plain
 
 T = TypeVar("T")
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -31,6 +31,7 @@ WORDS = ("No space left on device", "Disk quota exceeded")
 PAUSE_SECONDS = 2.0
 SAID_SECONDS = 60.0
 LITTLE = 4 * 2**20  # bytes: with less a process that died without a word died of it
+BUNDLE = re.compile(r"[A-Za-z][A-Za-z0-9]*_\d+")  # family and fold
 logger = logging.getLogger(__name__)
 
 
@@ -73,10 +74,15 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def append_line(path: str | Path, line: str) -> None:
-    """Append a line whole or not at all: what a full disk took of it is cut off again."""
-    with open(path, "ab", buffering=0) as file:
+    """Append a line whole or not at all: what a full disk took of it is cut off again.
+
+    Where the last line was torn, the new one begins below it.
+    """
+    with open(path, "a+b", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
-        whole = (line + "\n").encode()
+        file.seek(max(0, before - 1))
+        torn = file.read(1) not in (b"", b"\n")
+        whole = ("\n" * torn + line + "\n").encode()
         try:
             if file.write(whole) < len(whole):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
@@ -174,6 +180,23 @@ def read_json(path: str | Path) -> Any:
     return _read(path, parse_json)
 
 
+def read_keys(path: str | Path, *keys: str) -> list[Any]:
+    """The values of `keys` in a JSON file; faults as in `read_json`, and where it holds no object with all of them."""
+    plain = read_json(path)
+    faults = [Fault(str(path), key, "is missing") for key in keys if not isinstance(plain, dict) or key not in plain]
+    if faults:
+        raise InputError(faults)
+    return [plain[key] for key in keys]
+
+
+def restored(cls: type[T], plain: Any, path: str | Path) -> T:
+    """The record that `plain`, read from `path`, describes; an `InputError` where it describes none."""
+    try:
+        return from_plain(cls, plain)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError([Fault(str(path), "", f"holds no {cls.__name__}: {error}")]) from error
+
+
 def write_yaml(path: str | Path, value: Any, *, versioned: bool = True, header: str = "") -> None:
     """Write plain values as YAML in the order given; `header` is put before it as comment lines."""
     plain = to_plain(value)
@@ -255,6 +278,12 @@ class Workspace:
     def bundle(self, algo: str, fold: int) -> Path:
         return self.root / f"{algo}_{fold}"
 
+    def named_bundle(self, name: Any) -> Path:
+        """The bundle that a record of the run names; an `InputError` where that is no bundle's name: `../x`, say."""
+        if not isinstance(name, str) or not BUNDLE.fullmatch(name):
+            raise InputError([Fault(str(self.root), "", f"{name!r} is named there, which is no bundle of a run")])
+        return self.root / name
+
     def job(self, job_id: str) -> Path:
         folder: Path = self.jobs / job_id
         return folder
@@ -274,6 +303,24 @@ class Workspace:
             raise InputError([Fault(str(self.root), field, "is a file (or lies below one), not a folder")]) from None
         except OSError as error:
             raise InputError([Fault(str(self.root), field, f"cannot be written: {error.strerror}")]) from error
+
+    def refuse_links(self) -> None:
+        """Nothing is written through links that lead out of the folder: an `InputError` names them.
+
+        Looked at is what a run writes; other things may lie in the folder, too.
+        """
+        root, faults = self.root.resolve(), []
+        own = {getattr(self, name).name for name, kind in vars(Workspace).items() if isinstance(kind, property)}
+        for folder, folders, files in os.walk(self.root):
+            if Path(folder) == self.root:
+                folders[:] = [name for name in folders if name in own or BUNDLE.fullmatch(name)]
+                files = [name for name in files if name in own]
+            for path in (Path(folder, name) for name in (*folders, *files)):
+                if path.is_symlink() and not path.resolve().is_relative_to(root):
+                    message = f"leads out of the work_dir, to {os.readlink(path)}: nothing is written there"
+                    faults.append(Fault(str(path), "link", message))
+        if faults:
+            raise InputError(faults)
 
     def log_event(self, event: Event) -> None:
         """Append to `events.jsonl`; a full disk loses the line, not the run."""
@@ -296,6 +343,7 @@ class RunLock:
 
     def __enter__(self) -> RunLock:
         self.workspace.create()
+        self.workspace.refuse_links()
         path = self.workspace.lock_file
         file = open(path, "a+", encoding="utf-8")  # held until __exit__
         try:
@@ -340,8 +388,11 @@ def lock_holder(workspace: Workspace) -> dict[str, Any] | None:
 
 
 def _holder(file: IO[str]) -> dict[str, Any]:
+    """What the holder wrote of itself, as far as it is of the kind that a holder writes."""
     file.seek(0)
+    kinds: dict[str, Any] = {"pid": int, "host": str, "started": (int, float)}
     try:
-        return dict(json.loads(file.read() or "{}"))
+        said = dict(json.loads(file.read() or "{}"))
     except (TypeError, ValueError):
         return {}
+    return {key: value for key, value in said.items() if isinstance(value, kinds.get(key, object))}

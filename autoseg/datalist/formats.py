@@ -20,14 +20,16 @@ SHOWN = 5  # series or arrays that are named one by one
 
 
 def case_id(path: str) -> str:
-    """The image's file name without its endings (.nii.gz, .seg.nrrd, ...); of a DICOM series its folder's name."""
+    """The image's file name without its endings (.nii.gz, .seg.nrrd, ...); of a DICOM series its folder's name.
+
+    Never one of points alone, as `...nii.gz` would give: folders are named by it, and `..` is another one.
+    """
     name = Path(path).name
     if os.path.isdir(path):  # often a UID: what follows its last point is no ending
         return name
-    for ending in sorted(ENDINGS, key=len, reverse=True):
-        if name.lower().endswith(ending):
-            return name[: -len(ending)] or name
-    return Path(path).stem
+    known = next((e for e in sorted(ENDINGS, key=len, reverse=True) if name.lower().endswith(e)), Path(name).suffix)
+    stem = name[: len(name) - len(known)]
+    return stem if stem.strip(".") else name
 
 
 def is_image(path: str | Path) -> bool:

@@ -25,7 +25,7 @@ from autoseg.engine.patches import PatchDataset, patch_loader
 from autoseg.engine.precision import autocast_for, compute_dtype, training_precision
 from autoseg.engine.recipe import build_average, build_loss, build_optimizer, learning_rate
 from autoseg.engine.validation import validate_cached
-from autoseg.errors import Fault, InputError
+from autoseg.errors import Fault, InputError, one_line
 from autoseg.records import to_plain
 from autoseg.workspace import append_line, atomic_file, patiently, write_yaml
 
@@ -80,7 +80,7 @@ class Trainer:
         self.bundle, self.settings, self.hooks = bundle, bundle.settings, hooks
         self.device = torch_device()
         self.progress, self.watch = Progress(), LossWatch()
-        self.stop = False
+        self.stop, self._anew = False, ""
         torch.manual_seed(int(self.settings["seed"]))
         self.network = bundle.network().to(self.device)
         last = torch.channels_last if int(self.settings["spatial_dims"]) == 2 else torch.channels_last_3d
@@ -130,6 +130,8 @@ class Trainer:
         set_track_meta(False)
         try:
             with self._writer() as self._board:
+                if self._anew:
+                    self._warn(self._anew)
                 self._loop()
         finally:
             set_track_meta(True)
@@ -190,17 +192,21 @@ class Trainer:
         dataset = PatchDataset(self.training, settings, self.bundle.patch_transforms())
         return iter(patch_loader(dataset, self.batch, self.progress.step, int(workers)))
 
+    def _begin(self) -> None:
+        """Fresh weights, average and optimiser: the start of a training."""
+        torch.manual_seed(int(self.settings["seed"]))
+        self.network.load_state_dict(self.bundle.network().state_dict())
+        self.average = build_average(self.network, self.settings)
+        self.optimizer = build_optimizer(self.network, self.settings)
+        self.progress, self.watch = Progress(), LossWatch()
+
     def _go_back(self, error: AstrayError) -> None:
         """To the last checkpoint, or to fresh weights; raises the error where that was done too often."""
         returns, seconds, parts = self.progress.returns + 1, self._seconds(), self.progress.parts
         if returns > MOST_RETURNS:
             raise error
         if not self._restore():
-            torch.manual_seed(int(self.settings["seed"]))
-            self.network.load_state_dict(self.bundle.network().state_dict())
-            self.average = build_average(self.network, self.settings)
-            self.optimizer = build_optimizer(self.network, self.settings)
-            self.progress, self.watch = Progress(), LossWatch()
+            self._begin()
         self._forget_after(self.progress.step)
         self.progress.returns, self.progress.seconds, self._resumed = returns, seconds, time.monotonic()
         self.progress.parts = parts
@@ -349,21 +355,33 @@ class Trainer:
         logger.info("resumed at step %d of %s", self.progress.step, self.total_steps or "as many as time allows")
 
     def _restore(self) -> bool:
-        """Take over the checkpoint; False where there is none of these data."""
+        """Take over the checkpoint; False where there is none of these data, or none that can be read."""
         path = self.bundle.root / "models" / "checkpoint.pt"
         if not path.is_file():
             return False
-        state = load_checkpoint(path)
-        if state.get("data") != self.data:
-            logger.warning("the data or the folds have changed since: trained anew")
+        try:
+            state = load_checkpoint(path)
+            if state.get("data") != self.data:
+                self._anew = "the data or the folds have changed since: trained anew"
+                return False
+            self._take_over(state)
+        except Exception as error:  # torch raises a dozen types for a damaged file, and one for what is no tensor
+            if out_of_memory(error) or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError)):
+                raise  # another try may be luckier
+            self._anew = f"{path.name} cannot be gone on from, trained anew: {one_line(error)}"
+            self._begin()
             return False
+        return True
+
+    def _take_over(self, state: dict[str, Any]) -> None:
         self.progress, self.watch = Progress(**state["progress"]), LossWatch(**state["watch"])
+        if self.progress.best_step:
+            load_checkpoint(self.bundle.weights)  # the best weights so far: without them it is none to go on from
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         restore_random_states(state["random"])
-        return True
 
     def _forget_after(self, step: int) -> None:
         """Drop the lines of metrics.jsonl that will be written again, and a torn last one."""
@@ -371,8 +389,8 @@ class Trainer:
         if not path.is_file():
             return
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, AttributeError, TypeError):
                 if json.loads(line).get("step", 0) <= step:
                     kept.append(line + "\n")
         with atomic_file(path) as file:

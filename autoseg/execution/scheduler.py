@@ -19,7 +19,7 @@ from autoseg.errors import InputError
 from autoseg.execution.executor import Executor
 from autoseg.execution.plan import assign, check_jobs, longest_first
 from autoseg.execution.progress import MetricsReader
-from autoseg.execution.results import describe_failure, is_done, log_tail, missing_outputs, read_result
+from autoseg.execution.results import describe_failure, is_done, log_tail, missing_outputs, output_sizes, read_result
 from autoseg.records import Event, Job, JobResult, Slot
 from autoseg.workspace import LITTLE, patiently, room, says_full, write_json
 
@@ -273,6 +273,7 @@ class Scheduler:
             seconds=round(entry.seconds, 3),
             error=error,
             log=str(entry.log) if entry.starts else None,
+            sizes=output_sizes(job) if status == "done" else {},
         )
         self._write(entry.folder / "result.json", entry.result)
 

@@ -20,8 +20,8 @@ from autoseg.errors import InputError
 from autoseg.pipeline import prepare
 from autoseg.pipeline.session import Notify, Session, open_session, silent
 from autoseg.pipeline.watching import cancel, job_log, status
-from autoseg.records import Datalist, Event, JobResult, LeaderboardEntry, from_plain
-from autoseg.workspace import Workspace, read_json, read_yaml
+from autoseg.records import Datalist, Event, JobResult, LeaderboardEntry
+from autoseg.workspace import Workspace, read_json, read_keys, read_yaml, restored
 
 if TYPE_CHECKING:
     from autoseg.analysis import CheckResult
@@ -102,7 +102,7 @@ def _generate(session: Session) -> tuple[Datalist, list[Path]]:
     else:
         datalist = prepare.analyse(session)
     if config.algo_gen is False:
-        planned = read_json(workspace.plan_json)["families"] if workspace.plan_json.exists() else {}
+        planned = read_keys(workspace.plan_json, "families")[0] if workspace.plan_json.exists() else {}
         left_out = {name for name, plan in planned.items() if plan["skip"] and not config.algos}
         names = [name for name in prepare.families(config) if name not in left_out]
         bundles = [workspace.bundle(name, fold) for name in names for fold in range(datalist.num_fold)]
@@ -209,8 +209,11 @@ def _finished(session: Session, result: RunResult, started: float) -> RunResult:
 
 
 def _read_leaderboard(workspace: Workspace) -> tuple[LeaderboardEntry, ...]:
-    entries = read_json(workspace.leaderboard_json)["entries"]
-    return tuple(from_plain(LeaderboardEntry, entry) for entry in entries)
+    path = workspace.leaderboard_json
+    entries = tuple(restored(LeaderboardEntry, entry, path) for entry in read_keys(path, "entries")[0])
+    for entry in entries:
+        workspace.named_bundle(entry.name)
+    return entries
 
 
 def predict(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
@@ -18,8 +19,8 @@ from autoseg.pipeline.clock import Deadlines, seconds_spent
 from autoseg.pipeline.session import Session
 from autoseg.pipeline.training import bundle_files, data_stamp, fingerprint, run_jobs, training_jobs
 from autoseg.planning.budget import CPU_SHARE, Candidate, Choice, Room, choose, least_seconds, makespan
-from autoseg.records import Datalist, Event, Job, Resources, Speed, from_plain, to_plain
-from autoseg.workspace import read_json, write_json
+from autoseg.records import Datalist, Event, Job, Resources, Speed, to_plain
+from autoseg.workspace import read_json, read_keys, restored, write_json
 
 WORTH_MEASURING = 100  # steps: shorter trainings are over before they are forecast
 PREDICTION_START = 8.0  # seconds: of the process that predicts
@@ -98,9 +99,8 @@ def _measure(session: Session, bundles: Sequence[Path], datalist: Datalist) -> d
     for name, bundle in first.items():
         job = f"measure_{bundle.name}"
         if results[job].status == "done":
-            plain = read_json(session.workspace.job(job) / "speed.json")
-            plain.pop("schema_version", None)
-            speeds[name] = from_plain(Speed, plain)
+            path = session.workspace.job(job) / "speed.json"
+            speeds[name] = restored(Speed, read_json(path), path)
     return speeds
 
 
@@ -145,8 +145,10 @@ def _chosen(session: Session, jobs: Sequence[Job], candidates: Sequence[Candidat
     assert session.clock is not None
     path, config = session.workspace.pace_json, session.config
     key = fingerprint([job.fingerprint for job in jobs], session.clock.limit)
-    if path.is_file() and read_json(path).get("key") == key:
-        return from_plain(Choice, read_json(path)["choice"])
+    with contextlib.suppress(InputError):  # there is none, or it is torn
+        kept, earlier = read_keys(path, "key", "choice")
+        if kept == key:
+            return restored(Choice, earlier, path)
     named, all_folds = config.algos is not None, config.num_fold is not None
     choice = choose(candidates, folds, room, named=named, all_folds=all_folds)
     if choice is None:
