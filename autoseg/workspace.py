@@ -144,7 +144,7 @@ def file_stamp(path: str | Path) -> tuple[str, int, int]:
     found = os.stat(path)
     if not stat.S_ISDIR(found.st_mode):
         return os.path.abspath(path), found.st_size, found.st_mtime_ns
-    files = sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in os.scandir(path) if e.is_file())
+    files = sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in os.scandir(path) if os.path.isfile(e.path))
     digest = hashlib.blake2b(json.dumps(files).encode(), digest_size=8).digest()
     return os.path.abspath(path), sum(size for _, size, _ in files), int.from_bytes(digest, "big")
 

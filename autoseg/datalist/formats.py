@@ -48,7 +48,7 @@ def find_images(source: str | Path) -> list[Path]:
 def folder_fault(folder: str | Path) -> str:
     """Why a folder is no image, or the empty string: one DICOM file in it makes it one."""
     with os.scandir(folder) as entries:
-        files = sorted(entry.path for entry in entries if entry.is_file() and not entry.name.startswith("."))
+        files = sorted(e.path for e in entries if os.path.isfile(e.path) and not e.name.startswith("."))
     if not files:
         return "is a folder without files: an image is a file, or the folder of a DICOM series"
     if not any(map(_is_dicom, files)):

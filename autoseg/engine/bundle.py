@@ -15,6 +15,7 @@ from monai.transforms import Compose
 
 from autoseg.bundles.preprocessing import image_item
 from autoseg.datalist import load_datalist, unreadable
+from autoseg.engine.checkpoints import load_checkpoint
 from autoseg.errors import Fault, Faults, InputError, nearest
 from autoseg.planning.patch import planar
 from autoseg.records import Case, Datalist
@@ -84,7 +85,7 @@ class Bundle:
         if not path.is_file():
             raise InputError([Fault(str(path), "", "no weights: this bundle is not trained")])
         network = self.network()
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        network.load_state_dict(load_checkpoint(path))
         return network.eval()
 
     def patch_transforms(self) -> Compose:

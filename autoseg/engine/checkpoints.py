@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from autoseg.engine.memory import out_of_memory
 from autoseg.workspace import atomic_file, patiently
 
 
@@ -20,9 +22,25 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     patiently(write, path)
 
 
+class DamagedError(ValueError):
+    """A file of weights that was cut off, or holds what is no tensor."""
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; `weights_only` refuses anything but tensors and plain containers."""
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    """Read a checkpoint onto the CPU; `weights_only` refuses anything but tensors and plain containers.
+
+    DamagedError where it is none; OSError and errors of memory come through: another try may be luckier.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen types; EINVAL where the file is short
+        if out_of_memory(error) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
+            raise
+        # not torch's own words, which advise to read it in a way that runs it
+        message = f"{path.name} is cut off, or holds what is no tensor: nothing of it was run"
+        raise DamagedError(f"{message} ({type(error).__name__})") from error
+    if not isinstance(state, dict):
+        raise DamagedError(f"{path.name} holds a {type(state).__name__}, no weights by name")
     return state
 
 

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -365,10 +366,10 @@ class Trainer:
                 self._anew = "the data or the folds have changed since: trained anew"
                 return False
             self._take_over(state)
-        except Exception as error:  # torch raises a dozen types for a damaged file, and one for what is no tensor
-            if out_of_memory(error) or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError)):
-                raise  # another try may be luckier
-            self._anew = f"{path.name} cannot be gone on from, trained anew: {one_line(error)}"
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, FileNotFoundError) as error:
+            if out_of_memory(error):
+                raise
+            self._anew = f"{path.name} cannot be gone on from, trained anew: {shorten(one_line(error), 200)}"
             self._begin()
             return False
         return True

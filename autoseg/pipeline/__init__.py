@@ -19,9 +19,9 @@ from autoseg.devices import detect_devices
 from autoseg.errors import InputError
 from autoseg.pipeline import prepare
 from autoseg.pipeline.session import Notify, Session, open_session, silent
-from autoseg.pipeline.watching import cancel, job_log, status
+from autoseg.pipeline.watching import cancel, job_log, read_leaderboard, status
 from autoseg.records import Datalist, Event, JobResult, LeaderboardEntry
-from autoseg.workspace import Workspace, read_json, read_keys, read_yaml, restored
+from autoseg.workspace import Workspace, read_json, read_keys, read_yaml
 
 if TYPE_CHECKING:
     from autoseg.analysis import CheckResult
@@ -128,7 +128,7 @@ def ensemble(config: RunConfig, notify: Notify | None = None) -> RunResult:
     with open_session(config, notify) as session:
         prepare.refuse_missing(session.workspace.leaderboard_json, "train")
         datalist = _stored_datalist(session.workspace)
-        board = _read_leaderboard(session.workspace)
+        board = read_leaderboard(session.workspace)
         result = RunResult(session.workspace.root, board, labels=datalist.scored)
         return _ensemble(session, datalist, result, started)
 
@@ -206,14 +206,6 @@ def _finished(session: Session, result: RunResult, started: float) -> RunResult:
         session.clock.end()
     session.notify(Event("result", f"done in {result.seconds / 60:.1f} minutes", facts))
     return result
-
-
-def _read_leaderboard(workspace: Workspace) -> tuple[LeaderboardEntry, ...]:
-    path = workspace.leaderboard_json
-    entries = tuple(restored(LeaderboardEntry, entry, path) for entry in read_keys(path, "entries")[0])
-    for entry in entries:
-        workspace.named_bundle(entry.name)
-    return entries
 
 
 def predict(

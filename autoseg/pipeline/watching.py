@@ -17,8 +17,8 @@ from autoseg.errors import Fault, InputError, nearest
 from autoseg.execution.progress import MetricsReader
 from autoseg.execution.results import read_result
 from autoseg.pipeline.prepare import refuse_missing
-from autoseg.records import to_plain
-from autoseg.workspace import Workspace, lock_holder, read_keys
+from autoseg.records import LeaderboardEntry, to_plain
+from autoseg.workspace import Workspace, lock_holder, read_keys, restored
 
 CANCEL_SECONDS = 90.0  # a run waits up to 60 s for its jobs
 
@@ -32,19 +32,32 @@ def status(work_dir: str | Path) -> dict[str, Any]:
     workspace = Workspace(work_dir)
     refuse_missing(workspace.root, "run")
     holder = lock_holder(workspace)
-    board = read_keys(workspace.leaderboard_json, "entries")[0] if workspace.leaderboard_json.exists() else []
+    board = read_leaderboard(workspace) if workspace.leaderboard_json.exists() else ()
     members = read_keys(workspace.ensemble_json, "members")[0] if workspace.ensemble_json.exists() else []
-    labels = read_keys(workspace.datalist_json, "labels")[0] if workspace.datalist_json.exists() else {}
+    (labels,) = read_keys(workspace.datalist_json, "labels") if workspace.datalist_json.exists() else [{}]
+    labels = labels if isinstance(labels, dict) else {}
     regions = [name for name, values in labels.items() if isinstance(values, list)]
     return {
         "work_dir": str(workspace.root),
         "run": holder,
         "jobs": {folder.name: _job(folder, holder is not None) for folder in sorted(workspace.jobs.glob("*"))},
-        "leaderboard": board,
+        "leaderboard": to_plain(board),
         "members": members,
         "labels": dict(enumerate(regions, 1)) or labels,
         "bytes": _bytes(workspace.root),
     }
+
+
+def read_leaderboard(workspace: Workspace) -> tuple[LeaderboardEntry, ...]:
+    """What leaderboard.json holds; an `InputError` where that is no leaderboard of bundles of this run."""
+    path = workspace.leaderboard_json
+    (plain,) = read_keys(path, "entries")
+    if not isinstance(plain, list):
+        raise InputError([Fault(str(path), "entries", "is not a list")])
+    entries = tuple(restored(LeaderboardEntry, entry, path) for entry in plain)
+    for entry in entries:
+        workspace.named_bundle(entry.name)
+    return entries
 
 
 def _bytes(folder: Path) -> int:
