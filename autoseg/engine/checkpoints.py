@@ -1,8 +1,14 @@
-"""Checkpoints: tensors and plain numbers only, written whole or not at all, read without executing anything."""
+"""Checkpoints: tensors and plain numbers only, written whole or not at all, read without executing anything.
+
+And metrics.jsonl taken back to where a checkpoint stands.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +48,30 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise DamagedError(f"{path.name} holds a {type(state).__name__}, no weights by name")
     return state
+
+
+def before(path: Path) -> Path:
+    """Where the checkpoint before the one at `path` is kept, should that one be damaged."""
+    return path.with_name(f"{path.stem}_before{path.suffix}")
+
+
+def keep_before(path: Path) -> None:
+    """Make the checkpoint at `path` the one before; at no moment is there none."""
+    if path.is_file():
+        os.replace(path, before(path))
+
+
+def forget_after(metrics: Path, step: int) -> None:
+    """Drop the lines of metrics.jsonl that will be written again, and those that are none, as a torn last one."""
+    if not metrics.is_file():
+        return
+    kept = []
+    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, AttributeError, TypeError):
+            if json.loads(line).get("step", 0) <= step:
+                kept.append(line + "\n")
+    with atomic_file(metrics) as file:
+        file.writelines(kept)
 
 
 def random_states() -> dict[str, Any]:
