@@ -186,16 +186,20 @@ def job_signalled(number: int) -> Callable[[Run], bool]:
     return harm
 
 
-def damaged(pattern: str, damage: Callable[[Path], None]) -> Callable[[Run], bool]:
-    """All is killed after a random validation, as by a power cut, and the file that was just written has suffered."""
+def damaged(pattern: str, damage: Callable[[Path], None], just_written: bool = True) -> Callable[[Run], bool]:
+    """All is killed after a random validation, as by a power cut, and a file (that was just written) has suffered."""
 
     def harm(run: Run) -> bool:
         rounds = run.random.randint(2, VALIDATIONS - 2)
         fold = run.work_dir / run.random.choice(FOLDS)
-        if not run.until(lambda: _validations(fold) >= rounds):
+        path = run.work_dir / pattern.format(fold=fold.name)
+        if not run.until(lambda: _validations(fold) >= rounds and path.exists()):
+            return False
+        before = path.stat().st_mtime_ns if just_written and path.exists() else 0
+        if not run.until(lambda: path.exists() and path.stat().st_mtime_ns != before):
             return False
         run.kill(signal.SIGKILL, with_jobs=True)
-        damage(run.work_dir / pattern.format(fold=fold.name))
+        damage(path)
         return True
 
     return harm
@@ -258,7 +262,7 @@ FAULTS = (
     Fault("metrics.jsonl torn", damaged("{fold}/metrics.jsonl", torn)),
     Fault("events.jsonl torn", damaged("events.jsonl", torn)),
     Fault("checkpoint.pt truncated", damaged("{fold}/models/checkpoint.pt", halved), 2),
-    Fault("model.pt truncated", damaged("{fold}/models/model.pt", halved), 2),
+    Fault("model.pt truncated", damaged("{fold}/models/model.pt", halved, just_written=False), 2),
     Fault("a job ends without outputs, exit code 0", happens_within, armed="exit"),
     Fault("a job hangs", happens_within, armed="hang"),
     Fault("out of memory at a step", happens_within, armed="memory", changes="memory ran out"),
