@@ -171,7 +171,8 @@ class Job:
 class JobResult:
     """`result.json` of a job. `status` is done, failed, skipped (a job it needs failed) or cancelled.
 
-    In the file it is `running` from a job's start on, and stays so where the orchestrator itself was killed.
+    In the file it is `running` from a job's start on, and stays so where the orchestrator itself was killed. `sizes`
+    are the bytes of those outputs that are files, when it was done.
     """
 
     id: str
@@ -182,6 +183,7 @@ class JobResult:
     seconds: float = 0.0
     error: str | None = None
     log: str | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,24 @@ import yaml
 
 from autoseg.errors import InputError, WorkspaceInUseError
 from autoseg.records import Event
-from autoseg.workspace import Workspace, atomic_file, parse_yaml, read_json, read_yaml, write_json, write_yaml
+from autoseg.workspace import (
+    Workspace,
+    append_line,
+    atomic_file,
+    parse_yaml,
+    read_json,
+    read_yaml,
+    write_json,
+    write_yaml,
+)
+
+
+def test_a_line_begins_below_a_torn_one(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"kind": "stage"}\n{"kind": "sta')
+    append_line(path, "{}")
+    append_line(path, "[]")
+    assert path.read_text().splitlines() == ['{"kind": "stage"}', '{"kind": "sta', "{}", "[]"]
 
 
 def test_a_failed_write_leaves_the_old_file(odd_path: Path) -> None:

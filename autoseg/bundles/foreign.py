@@ -18,7 +18,7 @@ from monai.auto3dseg import algo_to_json
 from autoseg.bundles.algo import load_algo
 from autoseg.bundles.marks import FOREIGN
 from autoseg.bundles.templates import skeleton_settings
-from autoseg.bundles.writer import relative
+from autoseg.bundles.writer import escape, relative
 from autoseg.datalist import plain_datalist
 from autoseg.errors import Fault, InputError
 from autoseg.planning import Plan, read_statistics
@@ -89,17 +89,32 @@ def _told(name: str, folder: Path, workspace: Workspace, datalist: Datalist) -> 
 
 
 def _source(workspace: Workspace, datalist: Datalist) -> Path:
-    """input.yaml; where cases to validate on are listed apart, one whose datalist has them as fold 0.
+    """input.yaml, its names escaped; where cases to validate on are listed apart, its datalist has them as fold 0.
 
-    That is how MONAI's AutoRunner hands such a list to its templates, which know folds alone.
+    That is how MONAI's AutoRunner hands such a list to its templates, which know folds alone. They copy what they are
+    told into configurations that MONAI's parser runs.
     """
-    if not datalist.validation:
+    given = read_yaml(workspace.input_yaml)
+    told = given | {key: _escaped(given[key]) for key in ("modality", "class_names") if key in given}
+    if datalist.validation:
+        apart = [replace(case, fold=fold) for fold in (0, 1) for case in (datalist.validation, datalist.training)[fold]]
+        listed = workspace.root / "datalist_foreign.json"
+        write_json(listed, plain_datalist(replace(datalist, training=tuple(apart), validation=())))
+        told["datalist"] = str(listed)
+    if told == given:
         return Path(workspace.input_yaml)
-    apart = [replace(case, fold=fold) for fold in (0, 1) for case in (datalist.validation, datalist.training)[fold]]
-    path, listed = workspace.root / "input_foreign.yaml", workspace.root / "datalist_foreign.json"
-    write_json(listed, plain_datalist(replace(datalist, training=tuple(apart), validation=())))
-    write_yaml(path, {**read_yaml(workspace.input_yaml), "datalist": str(listed)}, versioned=False)
+    path = workspace.root / "input_foreign.yaml"
+    write_yaml(path, told, versioned=False)
     return path
+
+
+def _escaped(names: Any) -> Any:
+    """A name, names or regions {name, index} that MONAI's parser takes for words."""
+    if isinstance(names, list):
+        return [_escaped(name) for name in names]
+    if isinstance(names, dict):
+        return {**names, "name": escape(names["name"])}
+    return escape(names)
 
 
 def _own_code(folder: Path, method: str, call: Any) -> Any:

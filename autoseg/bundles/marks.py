@@ -33,6 +33,6 @@ def patch_file(bundle: Path) -> Path:
 def bundle_weights(bundle: Path) -> Path:
     """The file of a bundle's best weights, there or not; of a foreign one its largest checkpoint, else scores.json."""
     if is_foreign_bundle(bundle):
-        found = [path for path in bundle.rglob("*") if path.suffix in WEIGHTS]
+        found = [path for path in bundle.rglob("*") if path.suffix in WEIGHTS and path.is_file()]
         return max(found, key=lambda path: path.stat().st_size, default=bundle / "scores.json")
     return bundle / "models" / "model.pt"

@@ -20,14 +20,16 @@ SHOWN = 5  # series or arrays that are named one by one
 
 
 def case_id(path: str) -> str:
-    """The image's file name without its endings (.nii.gz, .seg.nrrd, ...); of a DICOM series its folder's name."""
+    """The image's file name without its endings (.nii.gz, .seg.nrrd, ...); of a DICOM series its folder's name.
+
+    Never one of points alone, as `...nii.gz` would give: folders are named by it, and `..` is another one.
+    """
     name = Path(path).name
     if os.path.isdir(path):  # often a UID: what follows its last point is no ending
         return name
-    for ending in sorted(ENDINGS, key=len, reverse=True):
-        if name.lower().endswith(ending):
-            return name[: -len(ending)] or name
-    return Path(path).stem
+    known = next((e for e in sorted(ENDINGS, key=len, reverse=True) if name.lower().endswith(e)), Path(name).suffix)
+    stem = name[: len(name) - len(known)]
+    return stem if stem.strip(".") else name
 
 
 def is_image(path: str | Path) -> bool:
@@ -46,7 +48,7 @@ def find_images(source: str | Path) -> list[Path]:
 def folder_fault(folder: str | Path) -> str:
     """Why a folder is no image, or the empty string: one DICOM file in it makes it one."""
     with os.scandir(folder) as entries:
-        files = sorted(entry.path for entry in entries if entry.is_file() and not entry.name.startswith("."))
+        files = sorted(e.path for e in entries if os.path.isfile(e.path) and not e.name.startswith("."))
     if not files:
         return "is a folder without files: an image is a file, or the folder of a DICOM series"
     if not any(map(_is_dicom, files)):

@@ -16,10 +16,11 @@ from monai.transforms import Compose
 from autoseg.bundles.marks import patch_file
 from autoseg.bundles.preprocessing import image_item
 from autoseg.datalist import load_datalist, unreadable
+from autoseg.engine.checkpoints import load_checkpoint
 from autoseg.errors import Fault, Faults, InputError, nearest
 from autoseg.planning.patch import planar
 from autoseg.records import Case, Datalist
-from autoseg.workspace import read_json, read_yaml
+from autoseg.workspace import read_keys, read_yaml
 
 CACHE_VERSION = 2
 
@@ -32,18 +33,26 @@ class Bundle:
 
     @classmethod
     def load(cls, root: str | Path, overrides: Mapping[str, Any] | None = None) -> Bundle:
-        """Read `root`/configs; unknown overrides are refused, all at once, with the nearest known key."""
+        """Read `root`/configs/hyper_parameters.yaml, whose values are numbers and words, never run as expressions.
+
+        Unknown overrides are refused, all at once, with the nearest known key.
+        """
         root = Path(root).resolve()
         path = root / "configs" / "hyper_parameters.yaml"
         settings = read_yaml(path)
+        if not isinstance(settings, dict):
+            raise InputError([Fault(str(path), "", "does not hold keys and values")])
         faults = Faults()
         for key in overrides or {}:
             if key not in settings:
                 faults.add(path, key, f"unknown hyper-parameter{nearest(key, settings)}")
-        faults.raise_if_any()
         if patch_file(root).is_file():
-            settings["roi_size"] = read_json(patch_file(root))["roi_size"]
+            settings["roi_size"] = read_keys(patch_file(root), "roi_size")[0]
         settings |= overrides or {}
+        for key, value in settings.items():
+            if _is_expression(value):
+                faults.add(path, key, f"{value!r} would be run or resolved by MONAI: no expression is allowed here")
+        faults.raise_if_any()
         settings["roi_size"] = planar(settings["roi_size"], settings["slice_axis"])
         return cls(root, settings)
 
@@ -62,8 +71,11 @@ class Bundle:
     def content(self, file: str, entry: str) -> Any:
         """The object that `entry` of configs/`file` describes, its `@` references filled from the settings."""
         config = read_yaml(self.root / "configs" / file)
-        parser = ConfigParser({**self.settings, **config})
-        return parser.get_parsed_content(entry)
+        return ConfigParser({**self._named_in(json.dumps(config)), **config}).get_parsed_content(entry)
+
+    def _named_in(self, text: str) -> dict[str, Any]:
+        """The settings that a configuration refers to; no other enters MONAI's parser."""
+        return {key: value for key, value in self.settings.items() if f"@{key}" in text}
 
     def network(self) -> torch.nn.Module:
         """The network with fresh weights; seed torch before for the same ones."""
@@ -76,7 +88,7 @@ class Bundle:
         if not path.is_file():
             raise InputError([Fault(str(path), "", "no weights: this bundle is not trained")])
         network = self.network()
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        network.load_state_dict(load_checkpoint(path))
         return network.eval()
 
     def patch_transforms(self) -> Compose:
@@ -113,7 +125,7 @@ class Bundle:
         """Equal for bundles whose preprocessed cases are the same: folds, and families that agree."""
         config = read_yaml(self.root / "configs" / "transforms_validate.yaml")
         text = json.dumps(config, sort_keys=True)
-        used = {k: v for k, v in self.settings.items() if f"@{k}" in text}
+        used = self._named_in(text)
         used |= {"label_values": self.settings["label_values"], "version": CACHE_VERSION}
         return hashlib.blake2b((text + json.dumps(used, sort_keys=True)).encode(), digest_size=8).hexdigest()
 
@@ -123,3 +135,12 @@ class Bundle:
     def cases(self) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
         """(training, validation) cases of this bundle's fold."""
         return self.datalist().split(int(self.settings["fold"]))
+
+
+def _is_expression(value: Any) -> bool:
+    """Whether MONAI's ConfigParser would run (`$`) or resolve (`@`, `%`) a value, or what is in it."""
+    if isinstance(value, dict):
+        return any(_is_expression(item) for pair in value.items() for item in pair)
+    if isinstance(value, (list, tuple)):
+        return any(map(_is_expression, value))
+    return isinstance(value, str) and value.startswith(("$", "@", "%"))

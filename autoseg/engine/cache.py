@@ -23,8 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from autoseg.engine.bundle import Bundle
+from autoseg.errors import InputError
 from autoseg.records import Case
-from autoseg.workspace import file_stamp, path_bytes, read_json, write_json
+from autoseg.workspace import file_stamp, path_bytes, read_keys, write_json
 
 PLACES = 5000
 LARGEST_FLOAT16 = 65504.0
@@ -92,9 +93,13 @@ def _bytes(cases: Sequence[Case]) -> int:
 
 
 def is_fresh(folder: Path, case: Case) -> bool:
-    """Whether `folder` holds the case preprocessed from its files as they are now."""
-    record = folder / "case.json"
-    return record.is_file() and read_json(record).get("source") == source_stamp(case)
+    """Whether `folder` holds the case preprocessed from its files as they are now, and whole."""
+    try:
+        known = read_keys(folder / "case.json", "source") == [source_stamp(case)]
+        cached = CachedCase(case.id, folder)
+        return known and cached.image.shape[1:] == cached.label.shape and cached.places is not None
+    except (InputError, OSError, ValueError, EOFError, IndexError):  # NumPy's words for a file that is cut off
+        return False
 
 
 def preprocess_case(root: Path, settings: dict[str, Any], folder: Path, case: Case) -> None:

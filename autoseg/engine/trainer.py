@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from textwrap import shorten
 from typing import Any, TypeVar
 
 import torch
@@ -18,16 +19,24 @@ from autoseg.engine.astray import MOST_RETURNS, AstrayError, LossWatch
 from autoseg.engine.budget import Budget
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.cache import ensure_cached, source_stamp
-from autoseg.engine.checkpoints import load_checkpoint, random_states, restore_random_states, save_checkpoint
+from autoseg.engine.checkpoints import (
+    before,
+    forget_after,
+    keep_before,
+    load_checkpoint,
+    random_states,
+    restore_random_states,
+    save_checkpoint,
+)
 from autoseg.engine.memory import free_memory, out_of_memory
 from autoseg.engine.patches import PatchDataset, patch_loader
 from autoseg.engine.precision import autocast_for, compute_dtype, training_precision
 from autoseg.engine.progress import Progress
 from autoseg.engine.recipe import build_average, build_loss, build_optimizer, learning_rate
 from autoseg.engine.validation import validate_cached
-from autoseg.errors import Fault, InputError
+from autoseg.errors import Fault, InputError, one_line
 from autoseg.records import to_plain
-from autoseg.workspace import append_line, atomic_file, patiently, write_yaml
+from autoseg.workspace import append_line, patiently, write_yaml
 
 LOG_SECONDS = 2.0
 RETURN_SEED = 1_000_003  # added to the seed of the patches at each return
@@ -54,15 +63,16 @@ class Trainer:
     Where the loss is not finite or explodes it goes back to the last checkpoint, with half the learning rate and other
     patches, `MOST_RETURNS` times; then `run` raises AstrayError. The seconds spent stay spent.
 
-    Files, in the bundle: models/model.pt (best averaged weights, a flat state dict), models/model_final.pt (the
-    last), models/checkpoint.pt (everything exact resumption needs), metrics.jsonl, progress.yaml, tensorboard/.
+    Files: models/model.pt (best averaged weights, a flat state dict), models/model_final.pt (the last), models/
+    checkpoint.pt (all that exact resumption needs; the one before is kept), metrics.jsonl, progress.yaml, tensorboard/.
     """
 
     def __init__(self, bundle: Bundle, hooks: tuple[Hook, ...] = ()):
         self.bundle, self.settings, self.hooks = bundle, bundle.settings, hooks
+        self.checkpoint, self.metrics = bundle.root / "models" / "checkpoint.pt", bundle.root / "metrics.jsonl"
         self.device = torch_device()
         self.progress, self.watch = Progress(), LossWatch()
-        self.stop = False
+        self.stop, self._complaint = False, ""
         self._board: Any = None  # TensorBoard's, while it runs
         torch.manual_seed(int(self.settings["seed"]))
         self.network = bundle.network().to(self.device)
@@ -98,11 +108,6 @@ class Trainer:
         return autocast_for(self.precision, self.device)
 
     @property
-    def total_steps(self) -> int | None:
-        """The budget in steps, None where only time bounds it."""
-        return self.budget.steps
-
-    @property
     def share(self) -> float:
         """Share of the budget spent, 0 to 1: steps or time, whichever is further."""
         return self.budget.share(self.progress.step, self._seconds(), self.progress.seconds_a_validation)
@@ -117,11 +122,15 @@ class Trainer:
         set_track_meta(False)
         try:
             with self._writer() as self._board:
+                if self._complaint:
+                    step = self.progress.step
+                    self._warn(f"{self._complaint}: {f'back to step {step}' if step else 'trained anew'}")
                 self._loop()
         finally:
             set_track_meta(True)
         self.progress.seconds = self._seconds()
         self._save_weights("model_final.pt")
+        before(self.checkpoint).unlink(missing_ok=True)
         if not self.validation:
             self._save_weights("model.pt")
         return self.progress
@@ -183,18 +192,22 @@ class Trainer:
             patch_loader(dataset, self.batch, self.progress.step, int(workers))
         )
 
+    def _begin(self) -> None:
+        """Fresh weights, average and optimiser: the start of a training."""
+        torch.manual_seed(int(self.settings["seed"]))
+        self.network.load_state_dict(self.bundle.network().state_dict())
+        self.average = build_average(self.network, self.settings)
+        self.optimizer = build_optimizer(self.network, self.settings)
+        self.progress, self.watch = Progress(), LossWatch()
+
     def _go_back(self, error: AstrayError) -> None:
         """To the last checkpoint, or to fresh weights; raises the error where that was done too often."""
         returns, seconds, before = self.progress.returns + 1, self._seconds(), self.progress
         if returns > MOST_RETURNS:
             raise error
         if not self._restore():
-            torch.manual_seed(int(self.settings["seed"]))
-            self.network.load_state_dict(self.bundle.network().state_dict())
-            self.average = build_average(self.network, self.settings)
-            self.optimizer = build_optimizer(self.network, self.settings)
-            self.progress, self.watch = Progress(), LossWatch()
-        self._forget_after(self.progress.step)
+            self._begin()
+        forget_after(self.metrics, self.progress.step)
         self.progress.returns, self.progress.seconds, self._resumed = returns, seconds, time.monotonic()
         self.progress.parts, self.progress.patch = before.parts, before.patch
         self._feed()
@@ -300,15 +313,14 @@ class Trainer:
         total = self.budget.total_seconds(self._seconds(), self.progress.seconds_a_validation)
         line = {
             "step": self.progress.step,
-            "num_iterations": self.total_steps,
+            "num_iterations": self.budget.steps,
             "epoch": self.progress.step // self.steps_per_epoch,
             "seconds": round(self._seconds(), 2),
             "max_seconds": None if total is None else round(total, 2),
             "loss": self.progress.loss,
             **values,
         }
-        path = self.bundle.root / "metrics.jsonl"
-        patiently(lambda: append_line(path, json.dumps(to_plain(line))), path)
+        patiently(lambda: append_line(self.metrics, json.dumps(to_plain(line))), self.metrics)
         for key in ("loss", "learning_rate", "mean_dice"):
             if key in line:
                 self._board.add_scalar(key, line[key], self.progress.step)
@@ -341,41 +353,43 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "random": random_states(),
         }
-        save_checkpoint(self.bundle.root / "models" / "checkpoint.pt", state)
+        keep_before(self.checkpoint)
+        save_checkpoint(self.checkpoint, state)
 
     def _resume(self) -> None:
         if not self._restore():
-            self._forget_after(-1)
+            forget_after(self.metrics, -1)
             return
-        self._forget_after(self.progress.step)
-        logger.info("resumed at step %d of %s", self.progress.step, self.total_steps or "as many as time allows")
+        forget_after(self.metrics, self.progress.step)
+        logger.info("resumed at step %d of %s", self.progress.step, self.budget.steps or "as many as time allows")
 
     def _restore(self) -> bool:
-        """Take over the checkpoint; False where there is none of these data."""
-        path = self.bundle.root / "models" / "checkpoint.pt"
-        if not path.is_file():
-            return False
-        state = load_checkpoint(path)
-        if state.get("data") != self.data:
-            logger.warning("the data or the folds have changed since: trained anew")
-            return False
+        """Take over the last checkpoint of these data that is whole; False where there is none."""
+        for path in (self.checkpoint, before(self.checkpoint)):
+            try:
+                state = load_checkpoint(path)
+                if state.get("data") != self.data:
+                    self._complaint = "the data or the folds have changed since"
+                    continue
+                self._take_over(state)
+                return True
+            except FileNotFoundError:
+                continue
+            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                if out_of_memory(error):
+                    raise
+                self._complaint = f"cannot go on from {path.name}: {shorten(one_line(error), 200)}"
+                self._begin()
+        return False
+
+    def _take_over(self, state: dict[str, Any]) -> None:
         self.progress, self.watch = Progress(**state["progress"]), LossWatch(**state["watch"])
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
+        if self.progress.best_step == self.progress.step > 0:
+            self._save_weights("model.pt")
+        elif self.progress.best_step:
+            load_checkpoint(self.bundle.weights)  # the best weights so far: without them it is none to go on from
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         restore_random_states(state["random"])
-        return True
-
-    def _forget_after(self, step: int) -> None:
-        """Drop the lines of metrics.jsonl that will be written again, and a torn last one."""
-        path = self.bundle.root / "metrics.jsonl"
-        if not path.is_file():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                if json.loads(line).get("step", 0) <= step:
-                    kept.append(line + "\n")
-        with atomic_file(path) as file:
-            file.writelines(kept)

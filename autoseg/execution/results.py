@@ -31,13 +31,20 @@ def missing_outputs(job: Job) -> tuple[str, ...]:
     return tuple(output for output in job.outputs if not (Path(job.cwd) / output).exists())
 
 
+def output_sizes(job: Job) -> dict[str, int]:
+    """Bytes of those of the job's outputs that are files."""
+    paths = {output: Path(job.cwd) / output for output in job.outputs}
+    return {output: path.stat().st_size for output, path in paths.items() if path.is_file()}
+
+
 def is_done(job: Job, result: JobResult | None) -> bool:
-    """A job is done if its result carries the present fingerprint and its outputs exist; nothing else says so."""
+    """A job is done if its result carries the present fingerprint and its outputs are whole; nothing else says so."""
     return (
         result is not None
         and result.status == "done"
         and result.fingerprint == job.fingerprint
         and not missing_outputs(job)
+        and result.sizes.items() <= output_sizes(job).items()
     )
 
 

@@ -18,7 +18,7 @@ from autoseg.execution.executor import Executor
 from autoseg.execution.gpus import GpuWatch, LostGpus
 from autoseg.execution.plan import assign, check_jobs, gpu_count, longest_first, seconds_left
 from autoseg.execution.progress import MetricsReader
-from autoseg.execution.results import describe_failure, is_done, log_tail, missing_outputs, read_result
+from autoseg.execution.results import describe_failure, is_done, log_tail, missing_outputs, output_sizes, read_result
 from autoseg.execution.signals import SignalCounter
 from autoseg.records import Event, Job, JobResult, Slot
 from autoseg.workspace import LITTLE, patiently, room, says_full, write_json
@@ -317,6 +317,7 @@ class Scheduler:
             seconds=round(entry.seconds, 3),
             error=error,
             log=str(entry.log) if entry.starts else None,
+            sizes=output_sizes(job) if status == "done" else {},
         )
         self._write(entry.folder / "result.json", entry.result)
 

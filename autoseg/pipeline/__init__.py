@@ -19,7 +19,7 @@ from autoseg.devices import detect_devices
 from autoseg.errors import InputError
 from autoseg.pipeline import prepare
 from autoseg.pipeline.session import Notify, Session, open_session, silent
-from autoseg.pipeline.watching import cancel, job_log, status
+from autoseg.pipeline.watching import cancel, job_log, read_leaderboard, status
 from autoseg.records import Datalist, Event, JobResult, LeaderboardEntry
 from autoseg.workspace import Workspace, read_json
 
@@ -122,8 +122,6 @@ def ensemble(config: RunConfig, notify: Notify | None = None) -> RunResult:
     """Choose members among what is trained in the work_dir, predict the testing cases, evaluate."""
     started = time.monotonic()
     with open_session(config, notify) as session:
-        from autoseg.pipeline.training import read_leaderboard
-
         prepare.refuse_missing(session.workspace.leaderboard_json, "train")
         datalist = prepare.stored_datalist(session.workspace)
         board = read_leaderboard(session.workspace)

@@ -29,10 +29,12 @@ from autoseg.pipeline.pace import is_chosen, kept_choice
 from autoseg.pipeline.predicting import prediction_jobs
 from autoseg.pipeline.session import Notify, Session
 from autoseg.pipeline.standing import ANEW, KEPT, RUNS, Outlook, outlook
-from autoseg.pipeline.training import read_leaderboard, reseeded, training_jobs
+from autoseg.pipeline.training import reseeded, training_jobs
+from autoseg.pipeline.watching import read_leaderboard
 from autoseg.planning import Plan
 from autoseg.records import Datalist, Job
-from autoseg.workspace import Workspace, read_json, read_yaml, refuse_in_use, write_yaml
+from autoseg.workspace import Workspace, read_json, read_yaml, write_yaml
+from autoseg.workspace.lock import refuse_in_use
 
 
 @dataclass(frozen=True)

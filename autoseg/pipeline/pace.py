@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
@@ -19,8 +20,8 @@ from autoseg.pipeline.inputs import bundle_parts, case_digests, fingerprint, mad
 from autoseg.pipeline.session import Session
 from autoseg.pipeline.training import run_jobs, training_jobs
 from autoseg.planning.budget import CPU_SHARE, Candidate, Choice, Room, choose, least_seconds, makespan
-from autoseg.records import Datalist, Event, Job, Resources, Slot, Speed, from_plain, to_plain
-from autoseg.workspace import Workspace, read_json, write_json
+from autoseg.records import Datalist, Event, Job, Resources, Slot, Speed, to_plain
+from autoseg.workspace import Workspace, read_json, read_keys, restored, write_json
 
 WORTH_MEASURING = 100  # steps: shorter trainings are over before they are forecast
 PREDICTION_START = 8.0  # seconds: of the process that predicts
@@ -141,9 +142,8 @@ def _measured(
     for name, bundle in first.items():
         job = f"{label}_{bundle.name}"
         if results[job].status == "done":
-            plain = read_json(session.workspace.job(job) / "speed.json")
-            plain.pop("schema_version", None)
-            speeds[name] = from_plain(Speed, plain)
+            path = session.workspace.job(job) / "speed.json"
+            speeds[name] = restored(Speed, read_json(path), path)
     return speeds
 
 
@@ -202,9 +202,10 @@ def _chosen(session: Session, jobs: Sequence[Job], candidates: Sequence[Candidat
 
 def kept_choice(workspace: Workspace, jobs: Sequence[Job], limit: float) -> Choice | None:
     """What was chosen of these trainings before, for the same limit in seconds; None where nothing was."""
-    path = workspace.pace_json
-    kept = read_json(path) if path.is_file() else {}
-    return from_plain(Choice, kept["choice"]) if kept.get("key") == _key(jobs, limit) else None
+    with contextlib.suppress(InputError):  # there is none, or it is torn
+        key, choice = read_keys(workspace.pace_json, "key", "choice")
+        return restored(Choice, choice, workspace.pace_json) if key == _key(jobs, limit) else None
+    return None
 
 
 def is_chosen(choice: Choice, bundle: Path) -> bool:

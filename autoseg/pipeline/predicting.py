@@ -18,7 +18,7 @@ from autoseg.pipeline.pace import Pace
 from autoseg.pipeline.session import Session
 from autoseg.pipeline.training import run_jobs
 from autoseg.records import Case, Datalist, Event, Job, JobResult, LeaderboardEntry, Resources, Slot
-from autoseg.workspace import Workspace, read_json, write_json
+from autoseg.workspace import Workspace, read_json, read_keys, write_json
 
 
 def pick_members(
@@ -107,7 +107,7 @@ def prediction_jobs(
     for number, shard in enumerate(shards):
         job_id = f"{label}_{number}"
         folder = workspace.job(job_id)
-        bundles = [workspace.root / name for name in members]
+        bundles = [workspace.named_bundle(name) for name in members]
         spec = {
             "bundles": [str(b) for b in bundles],
             "cases": shard,
@@ -191,15 +191,18 @@ def trained_members(workspace: Workspace) -> tuple[str, ...]:
                 )
             ]
         )
-    names = tuple(read_json(workspace.ensemble_json)["members"])
+    names = read_keys(workspace.ensemble_json, "members")[0]
+    if not isinstance(names, list) or not names:
+        raise InputError([Fault(str(workspace.ensemble_json), "members", "is not a list of bundles")])
+    bundles = [workspace.named_bundle(name) for name in names]
     faults = [
-        Fault(str(workspace.root / name), "", "a member of the ensemble, but its weights are gone")
-        for name in names
-        if not bundle_weights(workspace.root / name).is_file()
+        Fault(str(bundle), "", "a member of the ensemble, but its weights are gone")
+        for bundle in bundles
+        if not bundle_weights(bundle).is_file()
     ]
     if faults:
         raise InputError(faults)
-    return names
+    return tuple(names)
 
 
 def input_cases(source: str | Path, files_a_case: int) -> list[Case]:

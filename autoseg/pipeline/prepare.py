@@ -14,14 +14,14 @@ from autoseg.analysis import CheckResult, check_reports, discovered_labels, exam
 from autoseg.bundles.marks import bundle_weights
 from autoseg.config import RunConfig, config_to_input
 from autoseg.datalist import load_datalist, make_folds, plain_datalist, with_regions
-from autoseg.errors import Fault, Faults, InputError, nearest
+from autoseg.errors import Fault, Faults, InputError, nearest, one_line
 from autoseg.pipeline.inputs import Inputs, bundle_changes, bundle_parts, setting_texts
 from autoseg.pipeline.session import Session
-from autoseg.planning import Machine, Plan, normalize_modes
+from autoseg.planning import Machine, Plan, normalize_modes, read_statistics
 from autoseg.planning.budget import seconds_a_share
 from autoseg.planning.plan import pair_faults
 from autoseg.records import Datalist, Event
-from autoseg.workspace import Workspace, read_json, read_yaml, write_json, write_yaml
+from autoseg.workspace import Workspace, read_keys, read_yaml, write_json, write_yaml
 
 
 def read_datalist(config: RunConfig) -> Datalist:
@@ -190,7 +190,7 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
     folders = families(config)
     slots = session.slots(len(folders) * datalist.num_fold)
     machine = Machine(session.devices.kind, min(s.memory for s in slots), min(s.cpus for s in slots))
-    found = read_yaml(workspace.datastats_yaml), read_yaml(workspace.input_yaml)
+    found = _found_statistics(workspace.datastats_yaml), read_yaml(workspace.input_yaml)
     foreign = {name for name, folder in folders.items() if is_foreign(folder)}
     plans = {}
     for name, folder in folders.items():
@@ -228,6 +228,17 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
     if not kept:
         raise InputError(Fault("", "algos", f"{name} does not suit: {reason}") for name, reason in against.items())
     return kept
+
+
+def _found_statistics(path: Path) -> dict[str, Any]:
+    """datastats.yaml, of which planning can read what it needs; an `InputError` otherwise."""
+    found: dict[str, Any] = read_yaml(path)
+    try:
+        read_statistics(found)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        message = f"no statistics as `analyze` writes them: {one_line(error)}"
+        raise InputError([Fault(str(path), "", message)]) from error
+    return found
 
 
 def budget(session: Session, share: float, shares: Sequence[float], slots: int) -> dict[str, Any]:
@@ -280,7 +291,9 @@ def _write_bundle(session: Session, name: str, fold: int, plan: Plan) -> Path:
         _remove_bundle(session, target, bundle_parts(draft))
         draft.rename(target)
     algo.output_path = str(target)
-    if not (target / "algo_object.json").exists():
+    try:
+        read_keys(target / "algo_object.json", "_target_")
+    except InputError:  # there is none yet, or MONAI was killed while it wrote it
         algo_to_json(algo, template_path=str(workspace.templates))
     return target
 
@@ -296,7 +309,7 @@ def _remove_bundle(session: Session, bundle: Path, now: Inputs) -> None:
 
 def standing_bundles(config: RunConfig, workspace: Workspace, datalist: Datalist) -> list[Path]:
     """The bundles that an earlier call wrote; InputError with the first one that is not there."""
-    planned = read_json(workspace.plan_json)["families"] if workspace.plan_json.exists() else {}
+    planned = read_keys(workspace.plan_json, "families")[0] if workspace.plan_json.exists() else {}
     left_out = {name for name, plan in planned.items() if plan["skip"] and not config.algos}
     names = [name for name in families(config) if name not in left_out]
     bundles = [workspace.bundle(name, fold) for name in names for fold in range(datalist.num_fold)]

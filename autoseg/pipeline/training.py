@@ -19,7 +19,7 @@ from autoseg.pipeline.clock import Deadlines
 from autoseg.pipeline.inputs import bundle_parts, case_digests, fingerprint, made_from
 from autoseg.pipeline.session import Session
 from autoseg.pipeline.standing import ANEW, CHECKPOINT, outlook
-from autoseg.records import Case, Datalist, Event, Job, JobResult, LeaderboardEntry, Resources, Slot, from_plain
+from autoseg.records import Case, Datalist, Event, Job, JobResult, LeaderboardEntry, Resources, Slot
 from autoseg.workspace import Workspace, atomic_file, read_json, write_json
 
 
@@ -129,11 +129,11 @@ def training_jobs(
 def forget_stale(session: Session, jobs: Sequence[Job]) -> None:
     """Remove, with a word, checkpoints that a training would go on from although what it is made from has changed."""
     for job in jobs:
-        found, checkpoint = outlook(job, session.workspace.job(job.id)), Path(job.cwd) / CHECKPOINT
-        if found.fate == ANEW and checkpoint.is_file():
+        found, root = outlook(job, session.workspace.job(job.id)), Path(job.cwd)
+        if found.fate == ANEW and (root / CHECKPOINT).is_file():
             session.notify(Event("warning", f"{job.id} is trained anew: {found.reason}", {"id": job.id}))
-            checkpoint.unlink()
-            (Path(job.cwd) / "metrics.jsonl").unlink(missing_ok=True)
+            for path in (*(root / CHECKPOINT).parent.glob("checkpoint*"), root / "metrics.jsonl"):
+                path.unlink(missing_ok=True)
 
 
 def _steps_said(config: RunConfig, bundle: Path) -> bool:
@@ -233,12 +233,6 @@ def write_leaderboard(
         {"families": {algo: cross_validation(rows) for algo, rows in cases.items()}},
     )
     return tuple(entries)
-
-
-def read_leaderboard(workspace: Workspace) -> tuple[LeaderboardEntry, ...]:
-    """The entries of leaderboard.json, best first."""
-    entries = read_json(workspace.leaderboard_json)["entries"]
-    return tuple(from_plain(LeaderboardEntry, entry) for entry in entries)
 
 
 def _tell_monai(path: Path, mean_dice: float) -> None:

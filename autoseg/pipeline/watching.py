@@ -11,10 +11,15 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from autoseg.errors import Fault, InputError, nearest
 from autoseg.execution.progress import MetricsReader
+from autoseg.execution.results import read_result
 from autoseg.pipeline.prepare import refuse_missing
-from autoseg.workspace import Workspace, lock_holder, read_json
+from autoseg.records import LeaderboardEntry, to_plain
+from autoseg.workspace import Workspace, read_keys, restored
+from autoseg.workspace.lock import lock_holder
 
 CANCEL_SECONDS = 90.0  # a run waits up to 60 s for its jobs
 
@@ -28,19 +33,32 @@ def status(work_dir: str | Path) -> dict[str, Any]:
     workspace = Workspace(work_dir)
     refuse_missing(workspace.root, "run")
     holder = lock_holder(workspace)
-    board = read_json(workspace.leaderboard_json)["entries"] if workspace.leaderboard_json.exists() else []
-    members = read_json(workspace.ensemble_json)["members"] if workspace.ensemble_json.exists() else []
-    labels = read_json(workspace.datalist_json)["labels"] if workspace.datalist_json.exists() else {}
+    board = read_leaderboard(workspace) if workspace.leaderboard_json.exists() else ()
+    members = read_keys(workspace.ensemble_json, "members")[0] if workspace.ensemble_json.exists() else []
+    (labels,) = read_keys(workspace.datalist_json, "labels") if workspace.datalist_json.exists() else [{}]
+    labels = labels if isinstance(labels, dict) else {}
     regions = [name for name, values in labels.items() if isinstance(values, list)]
     return {
         "work_dir": str(workspace.root),
         "run": holder,
         "jobs": {folder.name: _job(folder, holder is not None) for folder in sorted(workspace.jobs.glob("*"))},
-        "leaderboard": board,
+        "leaderboard": to_plain(board),
         "members": members,
         "labels": dict(enumerate(regions, 1)) or labels,
         "bytes": _bytes(workspace.root),
     }
+
+
+def read_leaderboard(workspace: Workspace) -> tuple[LeaderboardEntry, ...]:
+    """What leaderboard.json holds; an `InputError` where that is no leaderboard of bundles of this run."""
+    path = workspace.leaderboard_json
+    (plain,) = read_keys(path, "entries")
+    if not isinstance(plain, list):
+        raise InputError([Fault(str(path), "entries", "is not a list")])
+    entries = tuple(restored(LeaderboardEntry, entry, path) for entry in plain)
+    for entry in entries:
+        workspace.named_bundle(entry.name)
+    return entries
 
 
 def _bytes(folder: Path) -> int:
@@ -54,14 +72,16 @@ def _bytes(folder: Path) -> int:
 
 def _job(folder: Path, run_alive: bool) -> dict[str, Any]:
     """A job's record; one that is said to run although no run is at work was cut off."""
-    record = folder / "result.json"
-    found: dict[str, Any] = read_json(record) if record.exists() else {"status": "not finished"}
-    if found["status"] != "running":
+    result = read_result(folder)
+    if result is None:
+        return {"status": "not finished"}
+    found: dict[str, Any] = to_plain(result)
+    if result.status != "running":
         return found
     if not run_alive:
         return {**found, "status": "interrupted"}
-    job = read_json(folder / "job.json")
-    reader = MetricsReader(Path(job["cwd"]) / job["progress"] if job.get("progress") else None, from_start=True)
+    cwd, progress = read_keys(folder / "job.json", "cwd", "progress")
+    reader = MetricsReader(Path(str(cwd)) / str(progress) if progress else None, from_start=True)
     reader.catch_up(0.0)
     return {**found, **reader.facts(0.0)}
 
@@ -94,6 +114,8 @@ def cancel(work_dir: str | Path) -> int:
     pid, host = holder.get("pid"), holder.get("host")
     if host != socket.gethostname() or not isinstance(pid, int):
         raise InputError([Fault(str(workspace.root), "work_dir", f"in use by process {pid} on {host}: end it there")])
+    if not _holds(pid, workspace.lock_file):  # whatever the file says, no other process is ended
+        raise InputError([Fault(str(workspace.lock_file), "pid", f"process {pid} does not hold it: nothing was ended")])
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + CANCEL_SECONDS
     while lock_holder(workspace) is not None:
@@ -101,3 +123,11 @@ def cancel(work_dir: str | Path) -> int:
             raise TimeoutError(f"process {pid} has not ended after {CANCEL_SECONDS:.0f} s")
         time.sleep(0.1)
     return pid
+
+
+def _holds(pid: int, path: Path) -> bool:
+    """Whether the process has the file open."""
+    try:
+        return os.path.realpath(path) in (file.path for file in psutil.Process(pid).open_files())
+    except (psutil.Error, ValueError):
+        return False

@@ -118,7 +118,7 @@ def _triple(values: Sequence[Any]) -> Triple:
 
 def _flat(values: Sequence[Any]) -> Sequence[Any]:
     """Of the first channel, where MONAI nests by channel."""
-    while values and isinstance(values[0], Sequence):
+    while values and isinstance(values[0], Sequence) and not isinstance(values[0], str):
         values = values[0]
     return values
 

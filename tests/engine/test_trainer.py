@@ -82,8 +82,8 @@ def test_num_iterations_wins_over_num_epochs_and_epochs_count_cases(make_bundle:
     root = make_bundle(num_iterations=None, num_epochs=3)
     trainer = Trainer(Bundle.load(root))
     assert trainer.steps_per_epoch == 2  # three training cases, two a step
-    assert trainer.total_steps == 6
-    assert Trainer(Bundle.load(root, {"num_iterations": 5})).total_steps == 5
+    assert trainer.budget.steps == 6
+    assert Trainer(Bundle.load(root, {"num_iterations": 5})).budget.steps == 5
 
 
 def test_seconds_end_a_training(make_bundle: MakeBundle) -> None:

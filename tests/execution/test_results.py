@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.execution.results import describe_failure, log_tail, read_result
+from autoseg.execution.results import describe_failure, is_done, log_tail, output_sizes, read_result
+from autoseg.records import Job, JobResult
 
 CHAINED = """epoch 1
 Traceback (most recent call last):
@@ -60,3 +61,16 @@ def test_tail_is_bounded_and_clean(tmp_path: Path) -> None:
 def test_an_unreadable_result_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "result.json").write_text(text)
     assert read_result(tmp_path) is None
+
+
+def test_what_is_done_has_its_outputs_whole(tmp_path: Path) -> None:
+    job = Job("a", ("x",), str(tmp_path), outputs=("model.pt", "cache"), fingerprint="f")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "model.pt").write_bytes(b"12345678")
+    result = JobResult("a", "done", "f", sizes=output_sizes(job))
+    assert is_done(job, result)
+    assert is_done(job, JobResult("a", "done", "f")), "of a version that kept no sizes"
+    (tmp_path / "model.pt").write_bytes(b"1234")
+    assert not is_done(job, result)
+    (tmp_path / "model.pt").unlink()
+    assert not is_done(job, result)

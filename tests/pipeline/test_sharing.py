@@ -113,7 +113,7 @@ def test_deadlines_count_the_slots_that_are_left(make_session: MakeSession, monk
     deadlines = Deadlines({f"a_{i}": 100.0 for i in range(3)}, {}, 3, 1e12)
 
     def run_jobs(
-        session: Session, jobs: Sequence[Job], slots: Sequence[Slot], start: Callable[[Job], Job]
+        session: Session, jobs: Sequence[Job], slots: Sequence[Slot], start: Callable[[Job], Job], *_: object
     ) -> dict[str, JobResult]:
         for number, job in enumerate(jobs):
             start(job)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -11,19 +10,20 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
-from autoseg.errors import Fault, InputError, WorkspaceInUseError
-from autoseg.records import SCHEMA_VERSION, Event, to_plain
+from autoseg.errors import Fault, InputError
+from autoseg.records import SCHEMA_VERSION, Event, from_plain, to_plain
+
+if TYPE_CHECKING:
+    from autoseg.workspace.lock import RunLock
 
 T = TypeVar("T")
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -31,6 +31,7 @@ WORDS = ("No space left on device", "Disk quota exceeded")
 PAUSE_SECONDS = 2.0
 SAID_SECONDS = 60.0
 LITTLE = 4 * 2**20  # bytes: with less a process that died without a word died of it
+BUNDLE = re.compile(r"[A-Za-z][A-Za-z0-9]*_\d+")  # family and fold
 logger = logging.getLogger(__name__)
 
 
@@ -73,10 +74,15 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def append_line(path: str | Path, line: str) -> None:
-    """Append a line whole or not at all: what a full disk took of it is cut off again."""
-    with open(path, "ab", buffering=0) as file:
+    """Append a line whole or not at all: what a full disk took of it is cut off again.
+
+    Where the last line was torn, the new one begins below it.
+    """
+    with open(path, "a+b", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
-        whole = (line + "\n").encode()
+        file.seek(max(0, before - 1))
+        torn = file.read(1) not in (b"", b"\n")
+        whole = ("\n" * torn + line + "\n").encode()
         try:
             if file.write(whole) < len(whole):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
@@ -138,7 +144,7 @@ def file_stamp(path: str | Path) -> tuple[str, int, int]:
     found = os.stat(path)
     if not stat.S_ISDIR(found.st_mode):
         return os.path.abspath(path), found.st_size, found.st_mtime_ns
-    files = sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in os.scandir(path) if e.is_file())
+    files = sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in os.scandir(path) if os.path.isfile(e.path))
     digest = hashlib.blake2b(json.dumps(files).encode(), digest_size=8).digest()
     return os.path.abspath(path), sum(size for _, size, _ in files), int.from_bytes(digest, "big")
 
@@ -172,6 +178,23 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_json(path: str | Path) -> Any:
     """Read a JSON file; a missing, unreadable or torn one is an `InputError` that names it."""
     return _read(path, parse_json)
+
+
+def read_keys(path: str | Path, *keys: str) -> list[Any]:
+    """The values of `keys` in a JSON file; faults as in `read_json`, and where it holds no object with all of them."""
+    plain = read_json(path)
+    faults = [Fault(str(path), key, "is missing") for key in keys if not isinstance(plain, dict) or key not in plain]
+    if faults:
+        raise InputError(faults)
+    return [plain[key] for key in keys]
+
+
+def restored(cls: type[T], plain: Any, path: str | Path) -> T:
+    """The record that `plain`, read from `path`, describes; an `InputError` where it describes none."""
+    try:
+        return from_plain(cls, plain)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError([Fault(str(path), "", f"holds no {cls.__name__}: {error}")]) from error
 
 
 def write_yaml(path: str | Path, value: Any, *, versioned: bool = True, header: str = "") -> None:
@@ -256,6 +279,12 @@ class Workspace:
     def bundle(self, algo: str, fold: int) -> Path:
         return self.root / f"{algo}_{fold}"
 
+    def named_bundle(self, name: Any) -> Path:
+        """The bundle that a record of the run names; an `InputError` where that is no bundle's name: `../x`, say."""
+        if not isinstance(name, str) or not BUNDLE.fullmatch(name):
+            raise InputError([Fault(str(self.root), "", f"{name!r} is named there, which is no bundle of a run")])
+        return self.root / name
+
     def job(self, job_id: str) -> Path:
         folder: Path = self.jobs / job_id
         return folder
@@ -276,6 +305,24 @@ class Workspace:
         except OSError as error:
             raise InputError([Fault(str(self.root), field, f"cannot be written: {error.strerror}")]) from error
 
+    def refuse_links(self) -> None:
+        """Nothing is written through links that lead out of the folder: an `InputError` names them.
+
+        Looked at is what a run writes; other things may lie in the folder, too.
+        """
+        root, faults = self.root.resolve(), []
+        own = {getattr(self, name).name for name, kind in vars(Workspace).items() if isinstance(kind, property)}
+        for folder, folders, files in os.walk(self.root):
+            if Path(folder) == self.root:
+                folders[:] = [name for name in folders if name in own or BUNDLE.fullmatch(name)]
+                files = [name for name in files if name in own]
+            for path in (Path(folder, name) for name in (*folders, *files)):
+                if path.is_symlink() and not path.resolve().is_relative_to(root):
+                    message = f"leads out of the work_dir, to {os.readlink(path)}: nothing is written there"
+                    faults.append(Fault(str(path), "link", message))
+        if faults:
+            raise InputError(faults)
+
     def log_event(self, event: Event) -> None:
         """Append to `events.jsonl`; a full disk loses the line, not the run."""
         try:
@@ -285,75 +332,6 @@ class Workspace:
                 raise
 
     def lock(self, purpose: Mapping[str, Any] | None = None) -> RunLock:
+        from autoseg.workspace.lock import RunLock
+
         return RunLock(self, dict(purpose or {}))
-
-
-class RunLock:
-    """Holds `run.lock` while a run writes the work_dir. The kernel frees it when its process dies, however it dies."""
-
-    def __init__(self, workspace: Workspace, purpose: dict[str, Any]):
-        self.workspace, self.purpose = workspace, purpose
-        self._file: IO[str] | None = None
-
-    def __enter__(self) -> RunLock:
-        self.workspace.create()
-        path = self.workspace.lock_file
-        file = open(path, "a+", encoding="utf-8")  # held until __exit__
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _holder(file)
-            file.close()
-            raise _in_use(self.workspace, holder) from None
-        except OSError as error:
-            file.close()
-            message = f"cannot be locked: {error.strerror}"
-            raise InputError([Fault(str(self.workspace.root), "work_dir", message)]) from error
-        file.truncate(0)
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time(), **self.purpose}
-        file.write(json.dumps(holder))
-        file.flush()
-        self._file = file
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._file is not None:
-            self._file.truncate(0)
-            self._file.close()
-            self._file = None
-
-
-def lock_holder(workspace: Workspace) -> dict[str, Any] | None:
-    """Who holds a work_dir (pid, host, started, ...), as far as it is written there; None where nobody does."""
-    try:
-        with open(workspace.lock_file, encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return _holder(file)
-            return None
-    except OSError:
-        return None
-
-
-def refuse_in_use(workspace: Workspace) -> None:
-    """WorkspaceInUseError where a run is at work in the work_dir; writes nothing."""
-    holder = lock_holder(workspace)
-    if holder is not None:
-        raise _in_use(workspace, holder)
-
-
-def _in_use(workspace: Workspace, holder: Mapping[str, Any]) -> WorkspaceInUseError:
-    started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("started", 0)))
-    message = f"in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}, started {started}"
-    return WorkspaceInUseError([Fault(str(workspace.root), "work_dir", message)])
-
-
-def _holder(file: IO[str]) -> dict[str, Any]:
-    file.seek(0)
-    try:
-        return dict(json.loads(file.read() or "{}"))
-    except (TypeError, ValueError):
-        return {}
