@@ -69,6 +69,7 @@ def look_ahead(config: RunConfig, notify: Notify, *, only_training: bool = False
     real = Workspace(config.work_dir)
     if real.root.exists():
         real.create()
+        real.refuse_links()
         refuse_in_use(real)
     with tempfile.TemporaryDirectory(prefix="autoseg_") as folder:
         session = Session(config, Workspace(folder), detect_devices(), notify)

@@ -19,7 +19,7 @@ from autoseg.engine.memory import out_of_memory
 from autoseg.engine.predictor import Predictor
 from autoseg.engine.slices import run_network
 from autoseg.engine.trainer import Hook, Trainer
-from autoseg.pipeline.training import bundle_files, fingerprint
+from autoseg.pipeline.inputs import bundle_parts
 from autoseg.records import Event
 from autoseg.workspace import read_json, read_yaml
 
@@ -183,11 +183,11 @@ def test_the_bundle_says_the_patch_it_was_trained_with(
     make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_bundle(**LONG)
-    before = fingerprint(*bundle_files(root))
+    before = bundle_parts(root)
     with monkeypatch.context() as small:
         refuse(small)
         entry.train(root, {"num_iterations": 2})
-    assert fingerprint(*bundle_files(root)) == before, "what is done stays done"
+    assert bundle_parts(root) == before, "what is done stays done"
     assert read_json(root / "scores.json")["roi_size"] == [16, 16, 16]
     assert Bundle.load(root).settings["roi_size"] == [16, 16, 16]
     assert Bundle.load(root, {"roi_size": [8, 8, 8]}).settings["roi_size"] == [8, 8, 8]
