@@ -106,8 +106,11 @@ def _generate(session: Session) -> tuple[Datalist, list[Path]]:
         datalist = prepare.stored_datalist(workspace)
     else:
         datalist = prepare.analyse(session)
+    from autoseg.pipeline.pace import kept_width
+
     if config.algo_gen is False:
         return datalist, prepare.standing_bundles(config, workspace, datalist)
+    session.width = kept_width(workspace, config.time_limit)
     bundles = prepare.write_bundles(session, datalist, prepare.make_plans(session, datalist))
     session.stage(f"planning: {len(bundles)} bundles written, see {workspace.plan_json}")
     return datalist, bundles
@@ -176,6 +179,9 @@ def _train(
     training.preprocess(session, bundles, datalist)
     training.forget_stale(session, training.training_jobs(session, bundles, datalist))
     planned = pace.pace(session, bundles, datalist)
+    if planned.narrower:
+        bundles = prepare.write_bundles(session, datalist, prepare.make_plans(session, datalist))
+        planned = pace.pace(session, bundles, datalist)
 
     def so_far(results: dict[str, JobResult]) -> None:
         with contextlib.suppress(OSError):  # a full disk costs the interim files, not the run

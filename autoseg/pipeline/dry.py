@@ -25,7 +25,7 @@ from autoseg.pipeline.inputs import (
     setting_texts,
     several,
 )
-from autoseg.pipeline.pace import is_chosen, kept_choice
+from autoseg.pipeline.pace import is_chosen, kept_choice, kept_width
 from autoseg.pipeline.predicting import prediction_jobs
 from autoseg.pipeline.session import Notify, Session
 from autoseg.pipeline.standing import ANEW, KEPT, RUNS, Outlook, outlook
@@ -104,6 +104,7 @@ def _draft(session: Session, real: Workspace) -> _Drafts:
     from autoseg.bundles.contract import is_foreign
     from autoseg.bundles.foreign import stands
 
+    session.width = kept_width(real, config.time_limit)
     plans, folders = prepare.make_plans(session, datalist), prepare.families(config)
     bundles: list[Path] = []
     unwritten: dict[Path, Plan] = {}

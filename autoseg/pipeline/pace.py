@@ -23,6 +23,7 @@ from autoseg.planning.budget import CPU_SHARE, Candidate, Choice, Room, choose, 
 from autoseg.records import Datalist, Event, Job, Resources, Slot, Speed, to_plain
 from autoseg.workspace import Workspace, read_json, read_keys, restored, write_json
 
+NARROW, NARROW_STEPS = 0.5, 250  # width of networks where those of full width would make fewer steps than that
 WORTH_MEASURING = 100  # steps: shorter trainings are over before they are forecast
 PREDICTION_START = 8.0  # seconds: of the process that predicts
 SECONDS_A_SCORE = 0.3  # of one core: surface distances of a case
@@ -38,6 +39,7 @@ class Pace:
     deadlines: Deadlines | None = None
     closing: float = 0.0
     member_seconds: dict[str, float] = field(default_factory=dict)
+    narrower: bool = False  # the time is short: plan again, with `session.width` as it is now
 
     @property
     def seconds_left(self) -> float:
@@ -70,6 +72,10 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
     closing, members = _predictions(session, datalist, speeds)
     room = Room(session.clock.left, len(session.training_slots(len(ours))), closing, max(members.values()))
     choice = _chosen(session, training_jobs(session, ours, datalist, seeds={}), candidates, datalist.num_fold, room)
+    few = choice.steps[candidates[0].name]
+    if few < NARROW_STEPS and session.width == 1.0 and session.config.algo_gen is not False:
+        _narrow(session, few)
+        return Pace([], narrower=True)
     chosen = [b for b in ours if is_chosen(choice, b)]
     _tell(session, choice, datalist.num_fold)
     planned = {b.name: choice.seconds[_family(b)] for b in chosen if b.name in left}
@@ -77,6 +83,23 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
     end = time.time() + session.clock.left - 1.1 * (closing + choice.folds * max(members.values()))
     deadlines = Deadlines(planned, spent, len(session.training_slots(len(chosen))), end)
     return Pace(chosen, deadlines, closing, members)
+
+
+def _narrow(session: Session, steps: int) -> None:
+    """From now on, and for this limit, networks are half as wide, and make about twice the steps."""
+    assert session.clock is not None
+    session.width = NARROW
+    write_json(session.workspace.pace_json, {"limit": session.clock.limit, "width": session.width})
+    message = f"{_span(session.clock.limit)} are short, about {steps} steps: networks of half the width make more"
+    session.notify(Event("forecast", message))
+
+
+def kept_width(workspace: Workspace, limit: float | None) -> float:
+    """Of the networks that an earlier call planned for this limit; 1 is what families take where time is not short."""
+    with contextlib.suppress(InputError, TypeError, ValueError):
+        kept, width = read_keys(workspace.pace_json, "limit", "width")
+        return float(width) if kept == limit and 0 < float(width) <= 1 else 1.0
+    return 1.0
 
 
 def _family(bundle: Path) -> str:
@@ -187,16 +210,17 @@ def _chosen(session: Session, jobs: Sequence[Job], candidates: Sequence[Candidat
     """The choice for this limit: the one of an earlier call that went the same way, or a new one, kept in pace.json."""
     assert session.clock is not None
     config, limit = session.config, session.clock.limit
-    kept = kept_choice(session.workspace, jobs, limit)
-    if kept is not None:
-        return kept
+    earlier = kept_choice(session.workspace, jobs, limit)
+    if earlier is not None:
+        return earlier
     named, all_folds = config.algos is not None, config.num_fold is not None
     choice = choose(candidates, folds, room, named=named, all_folds=all_folds)
     if choice is None:
         least = least_seconds(candidates, room, named) + session.clock.spent
         message = f"{_span(limit)} are too short: the least for these data here is {_span(1.1 * least)}"
         raise InputError([Fault("", "time_limit", message)])
-    write_json(session.workspace.pace_json, {"key": _key(jobs, limit), "choice": choice})
+    kept = {"key": _key(jobs, limit), "limit": limit, "width": session.width, "choice": choice}
+    write_json(session.workspace.pace_json, kept)
     return choice
 
 

@@ -189,7 +189,8 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
     config, workspace = session.config, session.workspace
     folders = families(config)
     slots = session.slots(len(folders) * datalist.num_fold)
-    machine = Machine(session.devices.kind, min(s.memory for s in slots), min(s.cpus for s in slots))
+    smallest = min(s.memory for s in slots), min(s.cpus for s in slots)
+    machine = Machine(session.devices.kind, *smallest, session.width)
     found = _found_statistics(workspace.datastats_yaml), read_yaml(workspace.input_yaml)
     foreign = {name for name, folder in folders.items() if is_foreign(folder)}
     plans = {}

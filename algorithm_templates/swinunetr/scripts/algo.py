@@ -16,6 +16,7 @@ TRAITS = FamilyTraits(
     bytes_per_voxel_and_filter=90.0,
     learning_rate_cpu=1.5e-3,
     learning_rate_gpu=4e-4,
+    filters_multiple=12,  # heads of 3, 6, 12 and 24, and their patches' merging
 )
 
 
