@@ -73,7 +73,8 @@ class FaultyNet(SegResNetDS):  # type: ignore[misc]  # monai is untyped
         answer = super().forward(x)
         with contextlib.suppress(OSError), open(counted, "ab") as file:  # a full disk must not end it here
             file.write(b"x" * len(x))
-        return [level * torch.nan for level in answer] if kind == "nan" else answer
+        spoilt = torch.nan if kind == "nan" else 1.0
+        return [level * spoilt for level in answer] if isinstance(answer, list) else answer * spoilt
 
 
 # ---- a run
