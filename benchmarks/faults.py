@@ -87,6 +87,7 @@ class Run:
     work_dir: Path
     source: Path  # the input file
     random: random.Random
+    steps: int
     seconds: float  # that the reference took
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
@@ -127,14 +128,13 @@ class Run:
         end = time.monotonic() + self.random.uniform(1.0, 0.95 * self.seconds)
         return self.until(lambda: time.monotonic() >= end)
 
-    def moment_of_a_job(self) -> psutil.Process | None:
-        """Wait for a random moment of a random training."""
-        if not self.until(self.jobs):
+    def step(self) -> psutil.Process | None:
+        """Wait for a random step of a random training; the job at it, None where that was over by then."""
+        fold, patches = self.work_dir / self.random.choice(FOLDS), self.random.randrange(BATCH * self.steps)
+        counted = fold / COUNTED
+        if not self.until(lambda: counted.exists() and counted.stat().st_size >= patches):
             return None
-        end = time.monotonic() + self.random.uniform(0.0, 0.7 * self.seconds)
-        self.until(lambda: time.monotonic() >= end)
-        jobs = self.jobs()
-        return self.random.choice(jobs) if jobs else None
+        return next((job for job in self.jobs() if job.info["cmdline"][1].startswith(f"{fold}/")), None)
 
     def end(self) -> tuple[int | None, int]:
         """(exit code of the last start, None where it hung; starts) after the same command until it ends by itself."""
@@ -167,8 +167,10 @@ class Run:
 
 
 def killed(number: int, with_jobs: bool = False) -> Callable[[Run], bool]:
+    """The run alone at any moment, or all of it at a step."""
+
     def harm(run: Run) -> bool:
-        if not run.moment():
+        if not (run.step() if with_jobs else run.moment()):
             return False
         run.kill(number, with_jobs)
         return True
@@ -178,7 +180,7 @@ def killed(number: int, with_jobs: bool = False) -> Callable[[Run], bool]:
 
 def job_signalled(number: int) -> Callable[[Run], bool]:
     def harm(run: Run) -> bool:
-        job = run.moment_of_a_job()
+        job = run.step()
         if job is not None:
             with contextlib.suppress(psutil.Error):
                 job.send_signal(number)
@@ -289,7 +291,7 @@ class Bench:
     def tried(self, fault: Fault, work_dir: Path, rng: random.Random) -> tuple[str, float]:
         """(what is wrong, or the empty string; seconds of work lost)."""
         for _ in range(5):
-            run = Run(work_dir, self.source, rng, self.seconds)
+            run = Run(work_dir, self.source, rng, self.steps, self.seconds)
             shutil.rmtree(work_dir, ignore_errors=True)
             if fault.armed:
                 shutil.copytree(self.planned, work_dir)
@@ -359,7 +361,7 @@ def prepared(scratch: Path, steps: int) -> Bench:
         stdout=subprocess.DEVNULL,
     )
     started = time.monotonic()
-    run = Run(reference, source, random.Random(0), 1.0)
+    run = Run(reference, source, random.Random(0), steps, 0.0)
     run.start()
     code, _ = run.end()
     if code != 0:
