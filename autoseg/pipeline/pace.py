@@ -23,8 +23,8 @@ from autoseg.planning.budget import CPU_SHARE, Candidate, Choice, Room, choose, 
 from autoseg.records import Datalist, Event, Job, Resources, Slot, Speed, to_plain
 from autoseg.workspace import Workspace, read_json, read_keys, restored, write_json
 
-# On hippocampus, in equal seconds of one core, half the width scored 0.8264, 0.8500 and 0.8603 where full width made 72,
-# 160 and 247 steps and scored 0.7808, 0.8239 and 0.8413.
+# On hippocampus, in equal seconds of one core, half the width scored 0.8264, 0.8500 and 0.8603; full width made 72, 160
+# and 247 steps and scored 0.7808, 0.8239 and 0.8413.
 NARROW, NARROW_STEPS = 0.5, 400
 WORTH_MEASURING = 100  # steps: shorter trainings are over before they are forecast
 PREDICTION_START = 8.0  # seconds: of the process that predicts

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from autoseg import AutoRunner
@@ -41,7 +42,10 @@ def pretend(job: Job) -> FakeRun:
     root = Path(job.cwd)
     if job.id.startswith("preprocess_"):
         for case in Bundle.load(job.argv[-1]).datalist().training:
-            write_json(root / job.outputs[0] / case.id / "case.json", {"source": source_stamp(case)})
+            folder = root / job.outputs[0] / case.id
+            write_json(folder / "case.json", {"source": source_stamp(case)})
+            for name, shape in (("image", (1, 2, 2, 2)), ("label", (2, 2, 2)), ("places", (0, 4))):
+                np.save(folder / f"{name}.npy", np.zeros(shape, np.int32))
     elif job.id.startswith("measure_"):
         write_json(job.argv[-1], Speed(start=1.0, step=0.5, case=0.1))
     elif job.id.startswith("predict_"):

@@ -114,7 +114,7 @@ def test_members_that_prediction_left_out_are_said_once(tmp_path: Path, monkeypa
     datalist = make_demo_data(tmp_path / "data", training=4, testing=1, shape=(20, 20, 16))
     case = load_datalist(datalist).testing[0]
 
-    def answer(session: Session, jobs: list[Job], **how: Any) -> dict[str, Any]:
+    def answer(session: Session, jobs: list[Job], *how: Any) -> dict[str, Any]:
         for job in jobs:
             found = {"predictions": {case.id: case.image[0]}, "errors": {}, "left_out": ["tinynet_0 is left out"] * 2}
             write_json(Path(job.cwd) / "predictions.json", found)
