@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 FIRST_GUESS = 0.1  # of the time, for what comes after the last step, until a validation has been timed
@@ -16,11 +17,12 @@ class Budget:
     """The limits that `settings` give: `num_iterations` or `num_epochs`, `max_seconds`, `deadline`.
 
     `max_seconds` bounds the training and its validations; `deadline` (seconds since the epoch) is when all must be
-    over, the scoring of `cases` at their own geometry included.
+    over, the scoring at their own geometry of the cases that are validated included: `shapes`, in voxels as they are
+    preprocessed.
     """
 
-    def __init__(self, settings: Mapping[str, Any], steps_per_epoch: int, cases: int):
-        self.settings, self.cases = settings, cases
+    def __init__(self, settings: Mapping[str, Any], steps_per_epoch: int, shapes: Sequence[Sequence[int]]):
+        self.settings, self.shapes = settings, shapes
         self.steps = _steps(settings, steps_per_epoch)
         self.by_time = bool(settings["max_seconds"] or settings["deadline"])
         self.endless = not self.by_time and self.steps is None
@@ -42,19 +44,30 @@ class Budget:
 
     def _closing(self, total: float, validation_seconds: float | None) -> float:
         """Seconds of the last validation and of scoring, by what a validation took with its own windows."""
-        if not self.cases:
+        if not self.shapes:
             return ENDING
         if validation_seconds is None:
             return FIRST_GUESS * total
-        return validation_seconds + scoring_seconds(self.settings, validation_seconds, self.cases) + ENDING
+        return validation_seconds + scoring_seconds(self.settings, validation_seconds, self.shapes) + ENDING
 
 
-def scoring_seconds(settings: Mapping[str, Any], validation_seconds: float, cases: int) -> float:
-    """What predicting and scoring `cases` at their own geometry takes, by what it takes to validate them."""
+def scoring_seconds(settings: Mapping[str, Any], validation_seconds: float, shapes: Sequence[Sequence[int]]) -> float:
+    """What predicting and scoring cases at their own geometry takes, by what it takes to validate them.
+
+    Windows then overlap as in predictions, and are mirrored; small volumes are one window in any case.
+    """
+    once, last = (
+        sum(windows(shape, settings["roi_size"], float(settings[key])) for shape in shapes)
+        for key in ("validation_overlap", "overlap")
+    )
     mirrored = 2 ** len(settings["mirror_axes_inference"])
-    step, last = (1.0 - float(settings[key]) for key in ("validation_overlap", "overlap"))
-    windows = mirrored * (step / last) ** int(settings["spatial_dims"])
-    return validation_seconds * SCORING * float(windows) + SECONDS_A_CASE * cases
+    return validation_seconds * SCORING * float(mirrored) * last / max(1, once) + SECONDS_A_CASE * len(shapes)
+
+
+def windows(shape: Sequence[int], patch: Sequence[int], overlap: float) -> int:
+    """How many sliding windows of `patch` voxels cover a volume, one overlapping the next by a share of `overlap`."""
+    steps = [max(1, int(size * (1 - overlap))) for size in patch]
+    return math.prod(max(0, -(-(n - size) // step)) + 1 for n, size, step in zip(shape, patch, steps, strict=True))
 
 
 def _steps(settings: Mapping[str, Any], steps_per_epoch: int) -> int | None:

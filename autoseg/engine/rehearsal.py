@@ -30,7 +30,7 @@ def measure(root: Path, seconds: float = SECONDS) -> Speed:
         before = time.monotonic()
         validate_cached(network, cases, trainer.settings, trainer.device, trainer.autocast)
         took = time.monotonic() - before
-    case = scoring_seconds(trainer.settings, took, 1)
+    case = scoring_seconds(trainer.settings, took, [case.label.shape for case in cases])
     counted = steps[WARM:] or steps
     return Speed(start, statistics.median(counted), case, _peak_memory(trainer.device))
 

@@ -93,7 +93,7 @@ class Trainer:
         self.validation = ensure_cached(bundle, [c for c in validation if c.label], workers)
         self.batch = int(self.settings["num_images_per_batch"])
         self.steps_per_epoch = max(1, math.ceil(len(self.training) / self.batch))
-        self.budget = Budget(self.settings, self.steps_per_epoch, len(self.validation))
+        self.budget = Budget(self.settings, self.steps_per_epoch, [case.label.shape for case in self.validation])
         if self.budget.endless:
             field = "num_iterations, num_epochs, max_seconds"
             raise InputError([Fault(str(bundle.root), field, "one of them must say how long to train")])

@@ -6,16 +6,17 @@ import time
 from typing import Any
 
 import pytest
+from monai.data.utils import dense_patch_slices
 
 from autoseg.engine import budget as module
-from autoseg.engine.budget import ENDING, SCORING, SECONDS_A_CASE, Budget
+from autoseg.engine.budget import ENDING, SCORING, SECONDS_A_CASE, Budget, windows
 
-WINDOWS = {"overlap": 0.5, "validation_overlap": 0.5, "mirror_axes_inference": [], "spatial_dims": 3}
+WINDOWS = {"overlap": 0.5, "validation_overlap": 0.5, "mirror_axes_inference": [], "roi_size": [10, 10, 1]}
 NONE = {"num_iterations": None, "num_epochs": None, "max_seconds": None, "deadline": None, **WINDOWS}
 
 
 def budget(cases: int = 4, **limits: Any) -> Budget:
-    return Budget({**NONE, **limits}, 10, cases)
+    return Budget({**NONE, **limits}, 10, [(20, 20, 5)] * cases)
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,19 @@ def test_windows_that_overlap_more_or_are_mirrored_take_longer() -> None:
     dense = budget(deadline=12_500.0, overlap=0.75)
     totals = [found.total_seconds(0.0, 5.0) or 0.0 for found in (plain, mirrored, dense)]
     assert totals[0] - totals[1] == pytest.approx(5.0 * SCORING)
-    assert totals[0] - totals[2] == pytest.approx(7 * 5.0 * SCORING)
+    assert totals[0] - totals[2] == pytest.approx((36 / 9 - 1) * 5.0 * SCORING)
+
+
+@pytest.mark.parametrize(
+    ("shape", "overlap", "count"),
+    [((8, 8, 1), 0.9, 1), ((10, 10, 5), 0.5, 5), ((20, 10, 1), 0.5, 3), ((20, 20, 1), 0.0, 4), ((21, 10, 1), 0.0, 3)],
+)
+def test_windows_are_those_of_monai(shape: tuple[int, ...], overlap: float, count: int) -> None:
+    patch = (10, 10, 1)
+    assert windows(shape, patch, overlap) == count
+    padded = [max(n, size) for n, size in zip(shape, patch, strict=True)]
+    interval = [max(1, int(size * (1 - overlap))) for size in patch]
+    assert len(dense_patch_slices(padded, patch, interval)) == count
 
 
 @pytest.mark.parametrize("seconds", [0.0, 30.0])
