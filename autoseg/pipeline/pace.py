@@ -13,6 +13,7 @@ from typing import Any
 
 from autoseg.bundles.marks import bundle_settings, is_foreign_bundle
 from autoseg.devices import THREAD_SCALING
+from autoseg.engine.budget import SECONDS_A_CASE
 from autoseg.errors import Fault, InputError
 from autoseg.execution.results import is_done, read_result
 from autoseg.pipeline.clock import Deadlines, seconds_spent
@@ -202,10 +203,10 @@ def _predictions(session: Session, datalist: Datalist, speeds: dict[str, Speed])
     """(seconds of what comes after the trainings whatever their number, seconds a member of each family adds)."""
     cases, cores = len(datalist.testing), session.devices.cores
     labelled = len([case for case in datalist.testing if case.label])
-    closing = (PREDICTION_START if cases else 0.0) + SECONDS_A_SCORE * labelled / cores + 2.0
+    closing = (PREDICTION_START if cases else 0.0) + SECONDS_A_CASE * cases + SECONDS_A_SCORE * labelled / cores + 2.0
     slots = session.slots(2**16)
     faster = len(slots) if session.devices.gpus else (cores / slots[0].cpus) ** THREAD_SCALING
-    return closing, {name: cases * speed.case / faster for name, speed in speeds.items()}
+    return closing, {name: cases * max(0.0, s.case - SECONDS_A_CASE) / faster for name, s in speeds.items()}
 
 
 def _chosen(session: Session, jobs: Sequence[Job], candidates: Sequence[Candidate], folds: int, room: Room) -> Choice:
