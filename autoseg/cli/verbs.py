@@ -182,6 +182,12 @@ def _show_status(state: Mapping[str, Any], json: bool) -> None:
         return
     holder = state.get("run")
     print(f"run: {state['work_dir']}" + (f" (process {holder['pid']} on {holder['host']})" if holder else ""))
+    if state["stage"]:
+        print(f"stage: {state['stage']}")
+    if state["time"]:
+        spent, limit = (tables.duration(state["time"][key]) for key in ("spent", "limit"))
+        print(f"time: {spent} of {limit}")
+    print(f"disk: {state['bytes'] / 2**20:.0f} MiB")
     for name, job in state["jobs"].items():
         print(tables.job_line(name, job))
     if state["leaderboard"]:

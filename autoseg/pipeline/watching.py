@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -27,8 +28,9 @@ CANCEL_SECONDS = 90.0  # a run waits up to 60 s for its jobs
 def status(work_dir: str | Path) -> dict[str, Any]:
     """Where a run stands, from its files.
 
-    `run`: the process at work in it, with host and start, or None. `jobs`: of each its state, tries, last error and,
-    while it runs, step, steps, epoch, loss, mean_dice, best_dice, seconds_left. `bytes`: of disk used.
+    `run`: the process at work in it, with host and start, or None. `stage`: what it said it was at last. `time`: limit
+    and seconds spent of a call that has a time limit, or None. `jobs`: of each its state, device, tries, last error
+    and, while it runs, step, steps, epoch, loss, mean_dice, best_dice, seconds_left. `bytes`: of disk used.
     """
     workspace = Workspace(work_dir)
     refuse_missing(workspace.root, "run")
@@ -38,10 +40,14 @@ def status(work_dir: str | Path) -> dict[str, Any]:
     (labels,) = read_keys(workspace.datalist_json, "labels") if workspace.datalist_json.exists() else [{}]
     labels = labels if isinstance(labels, dict) else {}
     regions = [name for name, values in labels.items() if isinstance(values, list)]
+    stage, devices = _story(workspace.events_jsonl)
+    jobs = {folder.name: _job(folder, holder is not None) for folder in sorted(workspace.jobs.glob("*"))}
     return {
         "work_dir": str(workspace.root),
         "run": holder,
-        "jobs": {folder.name: _job(folder, holder is not None) for folder in sorted(workspace.jobs.glob("*"))},
+        "stage": stage,
+        "time": _time(workspace.clock_json),
+        "jobs": {name: {"device": devices.get(name), **job} for name, job in jobs.items()},
         "leaderboard": to_plain(board),
         "members": members,
         "labels": dict(enumerate(regions, 1)) or labels,
@@ -59,6 +65,26 @@ def read_leaderboard(workspace: Workspace) -> tuple[LeaderboardEntry, ...]:
     for entry in entries:
         workspace.named_bundle(entry.name)
     return entries
+
+
+def _story(events: Path) -> tuple[str | None, dict[str, str]]:
+    """(the last stage, by job the device it started on last) as events.jsonl tells; torn lines tell nothing."""
+    stage, devices = None, {}
+    for line in events.read_text("utf-8", errors="replace").splitlines() if events.is_file() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            event = json.loads(line)
+            if event["kind"] == "stage":
+                stage = str(event["message"])
+            elif event["kind"] == "job_started":
+                devices[str(event["facts"]["id"])] = str(event["facts"]["device"])
+    return stage, devices
+
+
+def _time(clock: Path) -> dict[str, float] | None:
+    with contextlib.suppress(InputError, TypeError, ValueError):
+        limit, spent = (float(value) for value in read_keys(clock, "limit", "spent"))
+        return {"limit": limit, "spent": spent}
+    return None
 
 
 def _bytes(folder: Path) -> int:

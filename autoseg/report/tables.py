@@ -195,7 +195,7 @@ def outlook_table(rows: Iterable[Any]) -> Table:
 
 def job_line(name: str, job: Mapping[str, Any]) -> str:
     """A job of `autoseg status`: its state and, as far as they are known, step, Dice, time left, tries, last error."""
-    facts = []
+    facts = [str(job["device"])] if job.get("device") and job["status"] == "running" else []
     if job.get("step") is not None:
         facts.append(f"step {steps(job)}")
     if job.get("best_dice") is not None:

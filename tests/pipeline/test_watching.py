@@ -38,6 +38,10 @@ def work_dir(odd_path: Path) -> Path:
     (folder / "output.log").write_text("one\ntwo\nthree\n")
     line = {"step": 30, "num_iterations": 40, "seconds": 30.0, "loss": 0.5, "mean_dice": 0.75}
     (root / "segresnet_0" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    events = [{"kind": "stage", "message": "training"}]
+    events += [{"kind": "job_started", "facts": {"id": "segresnet_0", "device": f"gpu{n}"}} for n in (0, 1)]
+    (root / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events) + '{"kind": "sta')
+    write_json(root / "clock.json", {"limit": 900.0, "spent": 73.8})
     failed = {"id": "dints_0", "status": "failed", "tries": 2, "error": "killed by signal 9\nmore"}
     write_json(root / "jobs" / "dints_0" / "result.json", failed)
     (root / "jobs" / "dints_1").mkdir()
@@ -58,11 +62,12 @@ def test_status_while_a_run_is_at_work(work_dir: Path, holder: subprocess.Popen[
     found = status(work_dir)
     assert found["run"]["pid"] == holder.pid and found["run"]["datalist"] == "d.json"
     assert found["bytes"] > 100
+    assert found["stage"] == "training" and found["time"] == {"limit": 900.0, "spent": 73.8}
     lines = [job_line(name, job) for name, job in found["jobs"].items()]
     assert lines == [
         "job dints_0: failed (try 2, killed by signal 9)",
         "job dints_1: not finished",
-        "job segresnet_0: running (step 30/40, best Dice 0.7500, 0:10 left)",
+        "job segresnet_0: running (gpu1, step 30/40, best Dice 0.7500, 0:10 left)",
     ]
 
 
