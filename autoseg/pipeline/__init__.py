@@ -108,9 +108,9 @@ def _generate(session: Session) -> tuple[Datalist, list[Path]]:
         datalist = prepare.analyse(session)
     from autoseg.pipeline.pace import kept_width
 
+    session.width = kept_width(workspace, config.time_limit)
     if config.algo_gen is False:
         return datalist, prepare.standing_bundles(config, workspace, datalist)
-    session.width = kept_width(workspace, config.time_limit)
     bundles = prepare.write_bundles(session, datalist, prepare.make_plans(session, datalist))
     session.stage(f"planning: {len(bundles)} bundles written, see {workspace.plan_json}")
     return datalist, bundles
@@ -154,7 +154,7 @@ def run(
         ahead = look_ahead(config, notify or silent, only_training=stop_after == "train", method=ensemble_method)
         work_dir = Workspace(config.work_dir).root
         return RunResult(work_dir, labels=ahead.labels, dry=ahead, seconds=time.monotonic() - started)
-    with open_session(config, notify) as session:
+    with open_session(config, notify, timed=config.train is not False) as session:
         datalist, bundles = _generate(session)
         if config.train is False:
             return RunResult(session.workspace.root, labels=datalist.scored, seconds=time.monotonic() - started)
@@ -190,9 +190,14 @@ def _train(
 
     results = training.train(session, planned.bundles, datalist, planned.deadlines, so_far)
     board = training.write_leaderboard(session, results, planned.bundles)
-    again = collapse.reseed_collapsed(session, planned.bundles, datalist, board, planned.seconds_left)
-    if again:
-        results = training.train(session, planned.bundles, datalist, planned.for_more(again), so_far)
+    again = collapse.reseed_collapsed(session, planned.bundles, datalist, board, results, planned.seconds_left)
+    if again:  # beside those that are done, and are kept; what failed is not tried once more
+        first = results
+        kept = [b for b in planned.bundles if b.name in again or results[b.name].status == "done"]
+        more = training.train(
+            session, kept, datalist, planned.for_more(again), lambda results: so_far({**first, **results})
+        )
+        results = {**first, **more}
         board = training.write_leaderboard(session, results, planned.bundles)
     return planned, board, training.failures(results)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from autoseg.errors import InputError
+from autoseg.planning.budget import makespan
 from autoseg.records import Job
 from autoseg.workspace import read_json, write_json
 
@@ -80,12 +81,20 @@ class Deadlines:
             elif len(self.waiting) < free:  # nobody waits for this slot
                 deadline = self.end
             else:
-                room = free * (self.end - now) + sum(self.end - max(now, t) for t in busy)
-                planned = own + sum(self.waiting.values())
-                deadline = min(self.end, now + own * room / planned) if planned else self.end
+                deadline = now + own * self._factor(now, own, [max(0.0, t - now) for t in busy])
             self._given[job.id] = deadline
             return replace(job, argv=(*job.argv, "--deadline", f"{deadline:.1f}"))
         return job
+
+    def _factor(self, now: float, own: float, busy: Sequence[float]) -> float:
+        """By what the planned seconds of this job and of those that wait must be multiplied to fill the time."""
+        planned = [own, *self.waiting.values()]
+        low, high = 0.0, max(0.0, self.end - now) / max(own, 1.0)
+        for _ in range(40):
+            middle = (low + high) / 2
+            fits = makespan([middle * seconds for seconds in planned], self.slots, busy) <= self.end - now
+            low, high = (middle, high) if fits else (low, middle)
+        return low
 
 
 def seconds_spent(jobs: Mapping[str, Path]) -> dict[str, float]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autoseg.bundles.marks import bundle_settings, is_foreign_bundle
 from autoseg.ensemble.members import collapsed
 from autoseg.pipeline.session import Session
 from autoseg.pipeline.training import reseeded, training_jobs
-from autoseg.records import Datalist, Event, LeaderboardEntry
+from autoseg.records import Datalist, Event, JobResult, LeaderboardEntry
 from autoseg.workspace import write_json
 
 OTHER_SEED = 7919  # added to the seed
@@ -19,12 +19,17 @@ WORTH = 0.5  # of the time a training was planned to take, that must be left for
 
 
 def reseed_collapsed(
-    session: Session, bundles: Sequence[Path], datalist: Datalist, board: Sequence[LeaderboardEntry], seconds: float
+    session: Session,
+    bundles: Sequence[Path],
+    datalist: Datalist,
+    board: Sequence[LeaderboardEntry],
+    results: Mapping[str, JobResult],
+    seconds: float,
 ) -> list[str]:
     """Give each collapsed fold another seed and forget its training, once; returns the names of those bundles.
 
-    `seconds`: that are left for trainings; a fold that took over twice as long stays as it is. What was reseeded is in
-    reseeded.json, {bundle: {seed, fingerprint of the training that collapsed}}: it counts as long as that training
+    `seconds`: that are left for trainings; a fold that trained over twice as long stays as it is. What was reseeded is
+    in reseeded.json, {bundle: {seed, fingerprint of the training that collapsed}}: it counts as long as that training
     would be the same again.
     """
     known = reseeded(session.workspace)
@@ -35,9 +40,11 @@ def reseed_collapsed(
         was = known.get(entry.name, {})
         if is_foreign_bundle(bundle) or was.get("fingerprint") == jobs[entry.name].fingerprint:
             continue
-        if WORTH * entry.seconds > seconds:
+        needed = WORTH * entry.seconds + max(0.0, results[entry.name].seconds - entry.seconds)  # its start, its scores
+        if needed > seconds:
             session.notify(Event("warning", f"{entry.name} collapsed, and there is no time to train it anew"))
             continue
+        seconds -= needed
         for name in MADE:
             path = bundle / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

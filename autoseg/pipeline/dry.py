@@ -130,10 +130,9 @@ def _trainings(session: Session, drafts: _Drafts, real: Workspace) -> tuple[list
         if place.is_dir() and not prepare.same_files(bundle, place):
             edited = bundle_changes(place, bundle_parts(bundle))
         found.append(outlook(replace(job, cwd=str(place)), real.job(job.id), edited))
-    limit = session.config.time_limit
-    if limit is not None:
+    if session.config.time_limit is not None:
         ours = [bundle for bundle in drafts.bundles if _ours(bundle)]
-        return _in_time(found, training_jobs(session, ours, drafts.datalist, {}), limit, real)
+        return _in_time(found, training_jobs(session, ours, drafts.datalist, {}), session.config, real)
     for place, plan in drafts.unwritten.items():
         training, validation = drafts.datalist.split(int(place.name.rsplit("_", 1)[1]))
         cases = {"training": case_digests(training), "validation": case_digests(validation)}
@@ -144,11 +143,11 @@ def _trainings(session: Session, drafts: _Drafts, real: Workspace) -> tuple[list
 
 
 def _in_time(
-    found: Sequence[Outlook], jobs: Sequence[Job], limit: float, real: Workspace
+    found: Sequence[Outlook], jobs: Sequence[Job], config: RunConfig, real: Workspace
 ) -> tuple[list[Outlook], list[str]]:
     """Those of our families that an earlier call chose for this limit, else all that can be chosen."""
     ours = {job.id for job in jobs}
-    choice = kept_choice(real, jobs, limit)
+    choice = kept_choice(real, jobs, config)
     if choice is None:
         open_yet = "time_limit: which of these trainings are done is chosen when their speeds have been measured"
         return [row for row in found if row.id in ours], [open_yet]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.bundles.marks import bundle_settings, is_foreign_bundle
+from autoseg.config import RunConfig
 from autoseg.devices import THREAD_SCALING
 from autoseg.engine.budget import SECONDS_A_CASE
 from autoseg.errors import Fault, InputError
@@ -72,7 +73,7 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
         raise InputError([Fault("", "time_limit", "no family is left that could be told when to end")])
     speeds = _measure(session, ours, datalist)
     candidates = _candidates(session, ours, datalist, speeds)
-    closing, members = _predictions(session, datalist, speeds)
+    closing, members = _predictions(session, datalist, speeds, len(ours))
     room = Room(session.clock.left, len(session.training_slots(len(ours))), closing, max(members.values()))
     choice = _chosen(session, training_jobs(session, ours, datalist, seeds={}), candidates, datalist.num_fold, room)
     few = choice.steps[candidates[0].name]
@@ -177,7 +178,9 @@ def _candidates(
     session: Session, bundles: Sequence[Path], datalist: Datalist, speeds: dict[str, Speed]
 ) -> list[Candidate]:
     """The families that could be measured, the preferred one first."""
-    planned = read_json(session.workspace.plan_json)["families"]
+    planned: dict[str, Any] = {}
+    with contextlib.suppress(InputError):  # bundles may stand there without it
+        planned = read_keys(session.workspace.plan_json, "families")[0]
     found: list[Candidate] = []
     for bundle in bundles:
         name = _family(bundle)
@@ -186,7 +189,9 @@ def _candidates(
         steps = planned_steps(bundle_settings(bundle), len(datalist.split(_fold(bundle))[0]))
         enough = int(steps * (1 if session.devices.gpus else CPU_SHARE))
         cases = len([case for case in datalist.split(_fold(bundle))[1] if case.label])
-        found.append(Candidate(name, speeds[name], steps, enough, cases, float(planned[name].get("share", 1.0))))
+        found.append(
+            Candidate(name, speeds[name], steps, enough, cases, float(planned.get(name, {}).get("share", 1.0)))
+        )
     if not found:
         raise InputError([Fault("", "time_limit", "no family could be measured: see the logs of the measuring jobs")])
     return sorted(found, key=lambda candidate: (-candidate.share, candidate.name))
@@ -199,39 +204,42 @@ def planned_steps(settings: dict[str, Any], cases: int) -> int:
     return int(settings["num_epochs"] or 0) * math.ceil(cases / int(settings["num_images_per_batch"]))
 
 
-def _predictions(session: Session, datalist: Datalist, speeds: dict[str, Speed]) -> tuple[float, dict[str, float]]:
+def _predictions(
+    session: Session, datalist: Datalist, speeds: dict[str, Speed], trainings: int
+) -> tuple[float, dict[str, float]]:
     """(seconds of what comes after the trainings whatever their number, seconds a member of each family adds)."""
     cases, cores = len(datalist.testing), session.devices.cores
     labelled = len([case for case in datalist.testing if case.label])
     closing = (PREDICTION_START if cases else 0.0) + SECONDS_A_CASE * cases + SECONDS_A_SCORE * labelled / cores + 2.0
-    slots = session.slots(2**16)
-    faster = len(slots) if session.devices.gpus else (cores / slots[0].cpus) ** THREAD_SCALING
-    return closing, {name: cases * max(0.0, s.case - SECONDS_A_CASE) / faster for name, s in speeds.items()}
+    slots = session.slots(trainings)  # on which a case was measured
+    faster = 1.0 if session.devices.gpus else (cores / slots[0].cpus) ** THREAD_SCALING
+    one_after_another = math.ceil(cases / len(session.slots(cases))) if session.devices.gpus else cases
+    return closing, {name: one_after_another * max(0.0, s.case - SECONDS_A_CASE) / faster for name, s in speeds.items()}
 
 
 def _chosen(session: Session, jobs: Sequence[Job], candidates: Sequence[Candidate], folds: int, room: Room) -> Choice:
     """The choice for this limit: the one of an earlier call that went the same way, or a new one, kept in pace.json."""
     assert session.clock is not None
     config, limit = session.config, session.clock.limit
-    earlier = kept_choice(session.workspace, jobs, limit)
+    earlier = kept_choice(session.workspace, jobs, config)
     if earlier is not None:
         return earlier
     named, all_folds = config.algos is not None, config.num_fold is not None
     choice = choose(candidates, folds, room, named=named, all_folds=all_folds)
     if choice is None:
-        least = least_seconds(candidates, room, named) + session.clock.spent
+        least = least_seconds(candidates, room, named, folds if all_folds else 1) + session.clock.spent
         message = f"{_span(limit)} are too short: the least for these data here is {_span(1.1 * least)}"
         raise InputError([Fault("", "time_limit", message)])
-    kept = {"key": _key(jobs, limit), "limit": limit, "width": session.width, "choice": choice}
+    kept = {"key": _key(jobs, config), "limit": limit, "width": session.width, "choice": choice}
     write_json(session.workspace.pace_json, kept)
     return choice
 
 
-def kept_choice(workspace: Workspace, jobs: Sequence[Job], limit: float) -> Choice | None:
-    """What was chosen of these trainings before, for the same limit in seconds; None where nothing was."""
+def kept_choice(workspace: Workspace, jobs: Sequence[Job], config: RunConfig) -> Choice | None:
+    """What was chosen of these trainings before, for the same limit; None where nothing was."""
     with contextlib.suppress(InputError):  # there is none, or it is torn
         key, choice = read_keys(workspace.pace_json, "key", "choice")
-        return restored(Choice, choice, workspace.pace_json) if key == _key(jobs, limit) else None
+        return restored(Choice, choice, workspace.pace_json) if key == _key(jobs, config) else None
     return None
 
 
@@ -240,8 +248,9 @@ def is_chosen(choice: Choice, bundle: Path) -> bool:
     return _family(bundle) in choice.seconds and _fold(bundle) < choice.folds
 
 
-def _key(jobs: Sequence[Job], limit: float) -> str:
-    return fingerprint({"jobs": [job.fingerprint for job in jobs], "limit": limit})
+def _key(jobs: Sequence[Job], config: RunConfig) -> str:
+    said = [config.time_limit, config.algos is not None, config.num_fold is not None]
+    return fingerprint({"jobs": [job.fingerprint for job in jobs], "said": said})
 
 
 def _tell(session: Session, choice: Choice, folds: int) -> None:
@@ -270,7 +279,7 @@ def _forecast(session: Session, jobs: Sequence[Job], datalist: Datalist) -> None
         return
     seconds = {b.name: known[_family(b)].seconds(lengths[b.name]) for b in bundles}
     slots = session.training_slots(len(bundles))
-    closing, members = _predictions(session, datalist, speeds)
+    closing, members = _predictions(session, datalist, speeds, len(bundles))
     folds = len({_fold(b) for b in bundles})
     total = makespan(list(seconds.values()), len(slots)) + closing + folds * max(members.values())
     each = "; ".join(f"{name}: {_span(c.seconds(c.steps))} a fold" for name, c in known.items())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from autoseg.config import RunConfig
 from autoseg.devices import Devices, detect_devices, plan_slots
-from autoseg.errors import NoResultError
+from autoseg.errors import AutosegError, NoResultError
 from autoseg.pipeline.clock import Clock
 from autoseg.records import Event, Slot
 from autoseg.workspace import Workspace
@@ -70,9 +70,18 @@ class Session:
 
 
 @contextmanager
-def open_session(config: RunConfig, listener: Notify | None) -> Iterator[Session]:
-    """Make and lock the work_dir for the length of a verb."""
+def open_session(config: RunConfig, listener: Notify | None, *, timed: bool = False) -> Iterator[Session]:
+    """Make and lock the work_dir for the length of a verb; a time limit counts where the verb is `timed`.
+
+    What ends with an error of ours has ended, and the next call has all of its time; what is killed or interrupted has
+    not.
+    """
     workspace = Workspace(config.work_dir)
     with workspace.lock({"datalist": config.datalist}):
-        clock = Clock(config.time_limit, workspace.clock_json) if config.time_limit else None
-        yield Session(config, workspace, detect_devices(), listener or silent, clock)
+        clock = Clock(config.time_limit, workspace.clock_json) if config.time_limit and timed else None
+        try:
+            yield Session(config, workspace, detect_devices(), listener or silent, clock)
+        except AutosegError:
+            if clock is not None:
+                clock.end()
+            raise

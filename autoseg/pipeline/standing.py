@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.errors import InputError
-from autoseg.execution.results import missing_outputs, read_result
+from autoseg.execution.results import is_done, missing_outputs, read_result
 from autoseg.pipeline.inputs import changes
 from autoseg.records import Job, JobResult, from_plain
 from autoseg.workspace import read_json
@@ -42,8 +42,10 @@ def outlook(job: Job, folder: Path, edited: list[str] | None = None) -> Outlook:
         return Outlook(job.id, ANEW, "; ".join(_changed(job, result, folder) or edited or [UNNAMED]))
     if result.status == "done":
         missing = missing_outputs(job)
-        if not missing:
+        if is_done(job, result):
             return Outlook(job.id, KEPT, "done, and nothing changed")
+        if not missing:
+            return Outlook(job.id, GOES_ON if checkpoint else ANEW, "an output is cut off")
         goes_on = checkpoint and missing == (SCORES,)
         return Outlook(job.id, GOES_ON if goes_on else ANEW, f"missing: {', '.join(missing)}")
     how = "failed before" if result.status == "failed" else "interrupted"

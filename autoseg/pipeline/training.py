@@ -22,6 +22,8 @@ from autoseg.pipeline.standing import ANEW, CHECKPOINT, outlook
 from autoseg.records import Case, Datalist, Event, Job, JobResult, LeaderboardEntry, Resources, Slot
 from autoseg.workspace import Workspace, atomic_file, read_json, write_json
 
+LEAST_PATIENCE = 90.0  # seconds with a job that says nothing, where time is limited
+
 
 def run_jobs(
     session: Session,
@@ -47,11 +49,17 @@ def run_jobs(
         session.workspace.jobs,
         notify,
         max_tries=config.max_tries,
-        stuck_seconds=60 * config.stuck_minutes,
+        stuck_seconds=stuck_seconds(config),
         at_start=at_start,
         at_loss=session.lose,
     )
     return scheduler.run(jobs)
+
+
+def stuck_seconds(config: RunConfig) -> float:
+    """After which a job without a sign of life is ended: sooner where a time limit would not outlast the waiting."""
+    limit = math.inf if config.time_limit is None else max(LEAST_PATIENCE, config.time_limit / 10)
+    return min(60 * config.stuck_minutes, limit)
 
 
 def preprocess(session: Session, bundles: Sequence[Path], datalist: Datalist) -> None:

@@ -15,9 +15,13 @@ VALIDATIONS = 1.1  # times the steps' time: validations while training
 MARGIN = 1.1  # of what is kept for predictions
 
 
-def makespan(costs: Sequence[float], slots: int) -> float:
-    """When the last of the jobs ends, started longest first, each on the slot that is free first (Graham 1969)."""
-    ends = [0.0] * slots
+def makespan(costs: Sequence[float], slots: int, busy: Sequence[float] = ()) -> float:
+    """When the last of the jobs ends, started longest first, each on the slot that is free first (Graham 1969).
+
+    `busy`: when slots that are taken will be free.
+    """
+    ends = [*busy, *([0.0] * (slots - len(busy)))]
+    heapq.heapify(ends)
     for cost in sorted(costs, reverse=True):
         heapq.heapreplace(ends, ends[0] + cost)
     return max(ends)
@@ -77,11 +81,11 @@ class Choice:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def least_seconds(candidates: Sequence[Candidate], room: Room, named: bool) -> float:
-    """The shortest time in which there is a result: one fold of the first family, or of all of them, if named."""
+def least_seconds(candidates: Sequence[Candidate], room: Room, named: bool, folds: int = 1) -> float:
+    """The shortest time in which there is a result: so many folds of the first family, or of all of them, if named."""
     wanted = candidates if named else candidates[:1]
-    jobs = makespan([c.seconds(LEAST_STEPS) for c in wanted], room.slots)
-    return jobs + MARGIN * (room.closing + room.a_member)
+    jobs = makespan([c.seconds(LEAST_STEPS) for c in wanted] * folds, room.slots)
+    return jobs + MARGIN * (room.closing + folds * room.a_member)
 
 
 def choose(candidates: Sequence[Candidate], folds: int, room: Room, *, named: bool, all_folds: bool) -> Choice | None:
@@ -91,7 +95,7 @@ def choose(candidates: Sequence[Candidate], folds: int, room: Room, *, named: bo
     where the first one has `enough` on all folds; what is left is the first one's. Families that were `named` are all
     trained, sharing the time; `all_folds`: so are the folds.
     """
-    if room.seconds < least_seconds(candidates, room, named):
+    if room.seconds < least_seconds(candidates, room, named, folds if all_folds else 1):
         return None
     first = candidates[0]
     taken = list(candidates) if named else [first]
@@ -102,9 +106,10 @@ def choose(candidates: Sequence[Candidate], folds: int, room: Room, *, named: bo
         seconds = {c.name: unit * c.share for c in taken}
         return Choice(seconds, {c.name: c.steps_in(seconds[c.name]) for c in taken}, n, training)
 
-    least = folds if all_folds else min(folds, max(1, room.slots // len(taken)))
-    fitting = [n for n in range(folds, least, -1) if min(shared(n).steps.values()) >= FOLD_STEPS]
-    choice = shared(fitting[0] if fitting else least)
+    side_by_side = min(folds, max(1, room.slots // len(taken)))
+    asked = [(n, FOLD_STEPS if n > side_by_side else LEAST_STEPS) for n in range(folds, 0, -1)]
+    fitting = [n for n, steps in asked if min(shared(n).steps.values()) >= steps]
+    choice = shared(folds if all_folds else fitting[0] if fitting else 1)
     if named or choice.folds < folds:
         reason = f"{choice.folds} of {folds} folds of {first.name} fill the time"
         return replace(choice, left_out={c.name: reason for c in candidates if c not in taken})

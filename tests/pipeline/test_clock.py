@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from autoseg.config import RunConfig
+from autoseg.errors import NoResultError
 from autoseg.pipeline import clock as clock_module
 from autoseg.pipeline.clock import Clock, Deadlines, seconds_spent
 from autoseg.pipeline.predicting import in_time
+from autoseg.pipeline.session import open_session
 from autoseg.records import Job, LeaderboardEntry
 from autoseg.workspace import read_json, write_json
 
@@ -124,3 +127,24 @@ def test_the_best_members_that_are_in_time_are_kept() -> None:
     assert [name for name, _ in late] == ["a_0"]
     assert [entry.fold for entry in in_time(board, -5.0, {"a": 10.0})[0]] == [1]  # a result there must be
     assert in_time(board, 30.0, {"a": 10.0}) == (board, [])
+
+
+@pytest.mark.parametrize(("jobs", "slots"), [(5, 2), (5, 4), (10, 4), (3, 2)])
+def test_jobs_that_do_not_go_round_get_equal_time(hands: Hands, jobs: int, slots: int) -> None:
+    names = [f"a_{i}" for i in range(jobs)]
+    rounds = -(-jobs // slots)
+    deadlines = Deadlines(dict.fromkeys(names, 1000.0 / rounds), {}, slots, hands.now + 1000)
+    ends = run_all(deadlines, hands, names, slots)
+    starts = {name: 1000.0 + 1000.0 / rounds * (i // slots) for i, name in enumerate(names)}
+    assert min(ends[name] - starts[name] for name in names) == pytest.approx(1000.0 / rounds, abs=1.0)
+
+
+def test_a_run_that_ends_with_an_error_of_ours_has_all_its_time_again(tmp_path: Path) -> None:
+    config = RunConfig(str(tmp_path / "w"), "d.json", "/", "CT", time_limit=600.0)
+    for error, left in ((NoResultError("x"), False), (KeyboardInterrupt(), True)):
+        with pytest.raises(type(error)), open_session(config, None, timed=True) as session:
+            session.stage("at work")
+            raise error
+        assert (tmp_path / "w" / "clock.json").exists() is left
+    with open_session(config, None) as session:
+        assert session.clock is None

@@ -95,3 +95,15 @@ def test_named_families_are_all_trained_by_their_shares() -> None:
 def test_folds_that_were_asked_for_are_all_trained() -> None:
     assert chosen(200.0, QUICK, folds=5).folds == 2
     assert chosen(400.0, QUICK, folds=5, all_folds=True).folds == 5
+
+
+@pytest.mark.parametrize("seconds", [130.0, 200.0, 300.0, 600.0])
+@pytest.mark.parametrize("slots", [1, 5, 8])
+@pytest.mark.parametrize("all_folds", [False, True])
+def test_whatever_is_chosen_gets_its_least_steps(seconds: float, slots: int, all_folds: bool) -> None:
+    space = Room(seconds, slots, closing=20.0, a_member=50.0)
+    choice = choose((QUICK, SLOW), 5, space, named=False, all_folds=all_folds)
+    if choice is not None:
+        assert min(choice.steps.values()) >= LEAST_STEPS - 1
+        assert choice.training > 0
+        assert choice.folds == 5 or not all_folds
