@@ -18,7 +18,7 @@ from autoseg.execution import LocalExecutor, Scheduler
 from autoseg.pipeline.clock import Deadlines
 from autoseg.pipeline.inputs import bundle_parts, case_digests, fingerprint, made_from
 from autoseg.pipeline.session import Session
-from autoseg.pipeline.standing import ANEW, CHECKPOINT, outlook
+from autoseg.pipeline.standing import ANEW, CHECKPOINT, GOES_ON, outlook
 from autoseg.records import Case, Datalist, Event, Job, JobResult, LeaderboardEntry, Resources, Slot
 from autoseg.workspace import Workspace, atomic_file, read_json, write_json
 
@@ -201,6 +201,10 @@ def train(
 
     places = ", ".join(f"{s.id} ({s.cpus} core{'s' if s.cpus > 1 else ''})" for s in slots)
     session.stage(f"training: {len(jobs)} jobs over {places}")
+    for job in jobs:
+        found = outlook(job, session.workspace.job(job.id))
+        if found.fate == GOES_ON:
+            session.notify(Event("stage", f"{job.id} goes on: {found.reason}", {"id": job.id}))
     results = run_jobs(session, jobs, slots, start, on_done)
     if all(result.status != "done" for result in results.values()):
         first = next(iter(results.values()))

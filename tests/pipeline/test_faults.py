@@ -112,8 +112,10 @@ def test_a_run_whose_orchestrator_is_killed_goes_on(undisturbed: tuple[Path, Pat
     process.kill()
     process.wait()
     until(lambda: not training_processes(work_dir), 20)
-    result = run(configure(work_dir, datalist))
+    events: list[Event] = []
+    result = run(configure(work_dir, datalist), events.append)
     assert result.exit_code == 0
+    assert any("goes on: interrupted at step" in event.message for event in events), "it says what is not redone"
     assert_same_result(work_dir, reference)
 
 
