@@ -37,7 +37,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
         "predict": {"a": Path("o/a.nii.gz")},
         "job_log": ["step 1", "step 2"],
         "cancel": 4711,
-        "status": {"work_dir": "w", "jobs": {"j": {"status": "done"}}, "leaderboard": [], "members": ["segresnet_0"]},
+        "status": {
+            **{"work_dir": "w", "jobs": {"j": {"status": "done"}}, "leaderboard": [], "members": ["segresnet_0"]},
+            **{"stage": "training", "time": {"limit": 900.0, "spent": 74.0}, "bytes": 3 * 2**20},
+        },
     }
 
     def fake(name: str) -> Any:
@@ -317,7 +320,8 @@ def test_stages_say_what_they_made(
 
 def test_status_as_lines_and_as_json(calls: list, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["status", "--work_dir", "w"]) == 0
-    assert "job j: done" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert all(line in shown for line in ("stage: training", "time: 1:14 of 15:00", "disk: 3 MiB", "job j: done"))
     assert cli.main(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["members"] == ["segresnet_0"]
 
@@ -325,7 +329,7 @@ def test_status_as_lines_and_as_json(calls: list, capsys: pytest.CaptureFixture[
 def test_status_is_followed_until_the_run_ends(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state = {"work_dir": "w", "jobs": {}, "leaderboard": [], "members": []}
+    state = {"work_dir": "w", "jobs": {}, "leaderboard": [], "members": [], "stage": None, "time": None, "bytes": 0}
     holder = {"pid": 7, "host": "h"}
     states = iter([{**state, "run": holder}, {**state, "run": holder}, {**state, "run": None}])
     monkeypatch.setattr("autoseg.pipeline.status", lambda _: next(states))
