@@ -76,8 +76,8 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
     closing, members = _predictions(session, datalist, speeds, len(ours))
     room = Room(session.clock.left, len(session.training_slots(len(ours))), closing, max(members.values()))
     choice = _chosen(session, training_jobs(session, ours, datalist, seeds={}), candidates, datalist.num_fold, room)
-    few = choice.steps[candidates[0].name]
-    if few < NARROW_STEPS and session.width == 1.0 and session.config.algo_gen is not False:
+    few = 0 if choice is None else choice.steps[candidates[0].name]
+    if choice is None or (few < NARROW_STEPS and _may_narrow(session)):
         _narrow(session, few)
         return Pace([], narrower=True)
     chosen = [b for b in ours if is_chosen(choice, b)]
@@ -87,6 +87,10 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
     end = time.time() + session.clock.left - 1.1 * (closing + choice.folds * max(members.values()))
     deadlines = Deadlines(planned, spent, len(session.training_slots(len(chosen))), end)
     return Pace(chosen, deadlines, closing, members)
+
+
+def _may_narrow(session: Session) -> bool:
+    return session.width == 1.0 and session.config.algo_gen is not False
 
 
 def _narrow(session: Session, steps: int) -> None:
@@ -217,8 +221,13 @@ def _predictions(
     return closing, {name: one_after_another * max(0.0, s.case - SECONDS_A_CASE) / faster for name, s in speeds.items()}
 
 
-def _chosen(session: Session, jobs: Sequence[Job], candidates: Sequence[Candidate], folds: int, room: Room) -> Choice:
-    """The choice for this limit: the one of an earlier call that went the same way, or a new one, kept in pace.json."""
+def _chosen(
+    session: Session, jobs: Sequence[Job], candidates: Sequence[Candidate], folds: int, room: Room
+) -> Choice | None:
+    """The choice for this limit: the one of an earlier call that went the same way, or a new one, kept in pace.json.
+
+    None where it is too short for anything, unless networks are made narrower.
+    """
     assert session.clock is not None
     config, limit = session.config, session.clock.limit
     earlier = kept_choice(session.workspace, jobs, config)
@@ -226,6 +235,8 @@ def _chosen(session: Session, jobs: Sequence[Job], candidates: Sequence[Candidat
         return earlier
     named, all_folds = config.algos is not None, config.num_fold is not None
     choice = choose(candidates, folds, room, named=named, all_folds=all_folds)
+    if choice is None and _may_narrow(session):
+        return None
     if choice is None:
         least = least_seconds(candidates, room, named, folds if all_folds else 1) + session.clock.spent
         message = f"{_span(limit)} are too short: the least for these data here is {_span(1.1 * least)}"
