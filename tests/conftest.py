@@ -210,3 +210,19 @@ def make_foreign(odd_path: Path) -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture
+def stop_at() -> Callable[[int], Any]:
+    """`stop_at(step)`: a Hook with which a training dies in the middle, as if killed."""
+    from autoseg.engine.trainer import Hook, Trainer
+
+    class StopAt(Hook):
+        def __init__(self, step: int):
+            self.step = step
+
+        def on_step(self, trainer: Trainer, loss: float) -> None:
+            if trainer.progress.step == self.step:
+                raise KeyboardInterrupt
+
+    return StopAt

@@ -55,17 +55,6 @@ DAMAGES: dict[str, Callable[[Path, Path], Any]] = {
 }
 
 
-class StopAt(Hook):
-    """Dies in the middle, as if killed."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step(self, trainer: Trainer, loss: float) -> None:
-        if trainer.progress.step == self.step:
-            raise KeyboardInterrupt
-
-
 def other(path: Path) -> None:
     """Of these data, but of another network."""
     state = torch.load(path, weights_only=True)
@@ -73,14 +62,16 @@ def other(path: Path) -> None:
     torch.save(state, path)
 
 
-def test_a_damaged_training_goes_on_from_what_is_whole_and_ends_the_same(make_bundle: MakeBundle) -> None:
+def test_a_damaged_training_goes_on_from_what_is_whole_and_ends_the_same(
+    make_bundle: MakeBundle, stop_at: Callable[[int], Hook]
+) -> None:
     """From the checkpoint before, or from the beginning; where the best weights are in the checkpoint, from that."""
     whole = make_bundle()
     Trainer(Bundle.load(whole)).run()
     ends = torch.load(whole / "models" / "model_final.pt", weights_only=True)
     torn = make_bundle(name="torn_0")
     with pytest.raises(KeyboardInterrupt):
-        Trainer(Bundle.load(torn), (StopAt(5),)).run()
+        Trainer(Bundle.load(torn), (stop_at(5),)).run()
     step = torch.load(torn / "models" / "checkpoint_before.pt", weights_only=True)["progress"]["step"]
     assert step == 3
     for name, damage in DAMAGES.items():

@@ -35,23 +35,14 @@ def test_the_same_settings_give_the_same_weights_and_another_seed_gives_others(m
     assert not equal(weights(roots[0]), weights(roots[2]))
 
 
-class StopAt(Hook):
-    """Dies in the middle, as if killed."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step(self, trainer: Trainer, loss: float) -> None:
-        if trainer.progress.step == self.step:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("at", [3, 5])
-def test_a_training_interrupted_and_resumed_ends_with_the_same_weights(make_bundle: MakeBundle, at: int) -> None:
+def test_a_training_interrupted_and_resumed_ends_with_the_same_weights(
+    make_bundle: MakeBundle, stop_at: Callable[[int], Hook], at: int
+) -> None:
     whole, torn = make_bundle(name="whole_0"), make_bundle(name="torn_0")
     Trainer(Bundle.load(whole)).run()
     with pytest.raises(KeyboardInterrupt):
-        Trainer(Bundle.load(torn), hooks=(StopAt(at),)).run()
+        Trainer(Bundle.load(torn), hooks=(stop_at(at),)).run()
     resumed = Trainer(Bundle.load(torn))
     progress = resumed.run()
     assert progress.step == 6

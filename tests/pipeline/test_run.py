@@ -189,12 +189,16 @@ def test_status_tells_jobs_and_members(finished: tuple[RunConfig, RunResult, lis
     assert found["members"] == ["segresnet_0", "segresnet_1"]
 
 
-def test_a_run_that_is_cut_off_after_one_fold_can_predict(
-    finished: tuple[RunConfig, RunResult, list[Event]], odd_path: Path
-) -> None:
-    config, _, _ = finished
+@pytest.fixture
+def copied(finished: tuple[RunConfig, RunResult, list[Event]], odd_path: Path) -> RunConfig:
+    """The finished run's configuration, for a copy of its work_dir that a test may spoil."""
     work_dir = odd_path / "w"
-    shutil.copytree(config.work_dir, work_dir)
+    shutil.copytree(finished[0].work_dir, work_dir)
+    return replace(finished[0], work_dir=str(work_dir))
+
+
+def test_a_run_that_is_cut_off_after_one_fold_can_predict(copied: RunConfig, odd_path: Path) -> None:
+    work_dir = Path(copied.work_dir)
     for file in ("leaderboard.json", "ensemble.json", "jobs/segresnet_1/result.json"):
         (work_dir / file).unlink()
 
@@ -203,9 +207,9 @@ def test_a_run_that_is_cut_off_after_one_fold_can_predict(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(replace(config, work_dir=str(work_dir)), stop)
+        run(copied, stop)
     assert read_json(work_dir / "ensemble.json")["members"] == ["segresnet_0"]
-    image = next((Path(config.datalist).parent / "images").glob("*.nii.gz"))
+    image = next((Path(copied.datalist).parent / "images").glob("*.nii.gz"))
     assert len(predict(work_dir, image, odd_path / "out")) == 1
 
 
@@ -240,12 +244,10 @@ def test_a_job_that_fails_leaves_a_valid_result(odd_path: Path, monkeypatch: pyt
 
 
 def test_a_collapsed_fold_is_trained_once_more_with_another_seed(
-    finished: tuple[RunConfig, RunResult, list[Event]], odd_path: Path
+    finished: tuple[RunConfig, RunResult, list[Event]], copied: RunConfig
 ) -> None:
     config, result, _ = finished
-    work_dir = odd_path / "w"
-    shutil.copytree(config.work_dir, work_dir)
-    again = replace(config, work_dir=str(work_dir), ensemble=False)
+    again, work_dir = replace(copied, ensemble=False), Path(copied.work_dir)
     scores = work_dir / "segresnet_1" / "scores.json"
 
     def collapse() -> None:
