@@ -6,13 +6,14 @@ Limits are those of the container (CPU affinity, cgroup v1 and v2 quotas), not o
 from __future__ import annotations
 
 import functools
+import heapq
 import math
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -155,6 +156,18 @@ def _gpu_slots(devices: Devices, jobs: int, job_memory: int) -> tuple[Slot, ...]
                 cpus = cores // count + (part < cores % count)
                 slots.append(Slot(name, "cuda", cpus, gpu.index, gpu.memory // count, gpu.name))
     return tuple(slots)
+
+
+def makespan(costs: Sequence[float], slots: int, busy: Sequence[float] = ()) -> float:
+    """When the last of the jobs ends, started longest first, each on the slot that is free first (Graham 1969).
+
+    `busy`: when slots that are taken will be free.
+    """
+    ends = [*busy, *([0.0] * (slots - len(busy)))]
+    heapq.heapify(ends)
+    for cost in sorted(costs, reverse=True):
+        heapq.heapreplace(ends, ends[0] + cost)
+    return max(ends)
 
 
 def job_environment(slot_gpus: tuple[str, ...], cpus: int) -> dict[str, str]:

@@ -11,6 +11,12 @@ FOREIGN = "foreign.json"
 WEIGHTS = (".pt", ".pth", ".ckpt", ".ts")
 
 
+def family_and_fold(bundle: Path) -> tuple[str, int]:
+    """Of which family and fold a bundle is, by its folder's name."""
+    family, fold = bundle.name.rsplit("_", 1)
+    return family, int(fold)
+
+
 def is_foreign_bundle(bundle: Path) -> bool:
     """Whether the bundle comes from a template written for MONAI's Auto3DSeg."""
     return (bundle / FOREIGN).is_file()

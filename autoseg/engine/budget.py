@@ -23,7 +23,7 @@ class Budget:
 
     def __init__(self, settings: Mapping[str, Any], steps_per_epoch: int, shapes: Sequence[Sequence[int]]):
         self.settings, self.shapes = settings, shapes
-        self.steps = _steps(settings, steps_per_epoch)
+        self.steps = budget_steps(settings, steps_per_epoch)
         self.by_time = bool(settings["max_seconds"] or settings["deadline"])
         self.endless = not self.by_time and self.steps is None
 
@@ -70,7 +70,7 @@ def windows(shape: Sequence[int], patch: Sequence[int], overlap: float) -> int:
     return math.prod(max(0, -(-(n - size) // step)) + 1 for n, size, step in zip(shape, patch, steps, strict=True))
 
 
-def _steps(settings: Mapping[str, Any], steps_per_epoch: int) -> int | None:
+def budget_steps(settings: Mapping[str, Any], steps_per_epoch: int) -> int | None:
     """The budget in steps, None where only time bounds it; num_iterations wins over num_epochs."""
     if settings["num_iterations"]:
         return int(settings["num_iterations"])

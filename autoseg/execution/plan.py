@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from autoseg.devices import makespan
 from autoseg.errors import Faults, nearest
 from autoseg.records import Job, Slot
 
@@ -101,7 +101,7 @@ def seconds_left(
     """Seconds until all jobs have ended, or None as long as nothing is known of their speed.
 
     `done`: (cost, seconds) of jobs that ran; `running`: (cost, seconds passed, seconds left if it says so); `waiting`:
-    costs, longest first. What a unit of cost takes is taken from those that are done or say how long they will be.
+    costs. What a unit of cost takes is taken from those that are done or say how long they will be.
     """
     known = [*done, *((cost, passed + left) for cost, passed, left in running if left is not None)]
     cost = sum(cost for cost, _ in known)
@@ -109,8 +109,4 @@ def seconds_left(
         return None
     rate = sum(seconds for _, seconds in known) / cost
     ends = [left if left is not None else max(0.0, own * rate - passed) for own, passed, left in running]
-    ends += [0.0] * (slots - len(ends))
-    heapq.heapify(ends)
-    for own in waiting:
-        heapq.heapreplace(ends, ends[0] + own * rate)
-    return max(ends)
+    return makespan([own * rate for own in waiting], slots, ends)

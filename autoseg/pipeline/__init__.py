@@ -238,8 +238,6 @@ def _finished(session: Session, result: RunResult, started: float) -> RunResult:
     facts = {"best_mean_dice": best, "members": result.members, "seconds": result.seconds}
     if result.evaluation is not None:
         facts["test_mean_dice"] = result.evaluation.mean_dice
-    if session.clock is not None:
-        session.clock.end()
     session.notify(Event("result", f"done in {result.seconds / 60:.1f} minutes", facts))
     return result
 

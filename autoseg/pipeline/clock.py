@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from autoseg.devices import makespan
 from autoseg.errors import InputError
-from autoseg.planning.budget import makespan
+from autoseg.planning.budget import largest
 from autoseg.records import Job
-from autoseg.workspace import read_json, write_json
+from autoseg.workspace import read_keys, write_json
 
 KEPT_SECONDS = 5.0  # between two notes of the time spent: so much a killed run forgets
 
@@ -25,20 +27,13 @@ class Clock:
 
     def __init__(self, limit: float, path: Path):
         self.limit, self.path = limit, path
-        self._before, self._started, self._noted = 0.0, time.monotonic(), 0.0
-        with contextlib.suppress(InputError, KeyError, TypeError, ValueError):
-            kept = read_json(path) if path.is_file() else {}
-            if kept and float(kept["limit"]) == limit:
-                self._before = float(kept["spent"])
+        self._started, self._noted = time.monotonic(), 0.0
+        known, spent = noted(path)
+        self.before = spent if known == limit else 0.0  # seconds that earlier calls spent
 
     @property
     def spent(self) -> float:
-        return self._before + time.monotonic() - self._started
-
-    @property
-    def before(self) -> float:
-        """Seconds that earlier calls spent."""
-        return self._before
+        return self.before + time.monotonic() - self._started
 
     @property
     def left(self) -> float:
@@ -55,6 +50,14 @@ class Clock:
     def end(self) -> None:
         """The run ended well: the next call has all of its limit."""
         self.path.unlink(missing_ok=True)
+
+
+def noted(path: Path) -> tuple[float, float]:
+    """(limit, seconds spent) of a call that has not ended, by its note; NaN and 0 where there is none."""
+    with contextlib.suppress(InputError, TypeError, ValueError):
+        limit, spent = (float(value) for value in read_keys(path, "limit", "spent"))
+        return limit, spent
+    return math.nan, 0.0
 
 
 class Deadlines:
@@ -88,13 +91,11 @@ class Deadlines:
 
     def _factor(self, now: float, own: float, busy: Sequence[float]) -> float:
         """By what the planned seconds of this job and of those that wait must be multiplied to fill the time."""
-        planned = [own, *self.waiting.values()]
-        low, high = 0.0, max(0.0, self.end - now) / max(own, 1.0)
-        for _ in range(40):
-            middle = (low + high) / 2
-            fits = makespan([middle * seconds for seconds in planned], self.slots, busy) <= self.end - now
-            low, high = (middle, high) if fits else (low, middle)
-        return low
+        planned, left = [own, *self.waiting.values()], self.end - now
+        return largest(
+            lambda factor: makespan([factor * seconds for seconds in planned], self.slots, busy) <= left,
+            max(0.0, left) / max(own, 1.0),
+        )
 
 
 def seconds_spent(jobs: Mapping[str, Path]) -> dict[str, float]:

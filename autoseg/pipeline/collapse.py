@@ -32,10 +32,13 @@ def reseed_collapsed(
     in reseeded.json, {bundle: {seed, fingerprint of the training that collapsed}}: it counts as long as that training
     would be the same again.
     """
+    fallen = collapsed(board)
+    if not fallen:
+        return []
     known = reseeded(session.workspace)
     jobs = {job.id: job for job in training_jobs(session, bundles, datalist, seeds={})}
     again = []
-    for entry in collapsed(board):
+    for entry in fallen:
         bundle = session.workspace.root / entry.name
         was = known.get(entry.name, {})
         if is_foreign_bundle(bundle) or was.get("fingerprint") == jobs[entry.name].fingerprint:

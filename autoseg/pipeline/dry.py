@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autoseg.bundles.marks import is_foreign_bundle
+from autoseg.bundles.marks import family_and_fold, is_foreign_bundle
 from autoseg.config import RunConfig
 from autoseg.devices import detect_devices
 from autoseg.ensemble.members import choose_members
@@ -134,7 +134,7 @@ def _trainings(session: Session, drafts: _Drafts, real: Workspace) -> tuple[list
         ours = [bundle for bundle in drafts.bundles if _ours(bundle)]
         return _in_time(found, training_jobs(session, ours, drafts.datalist, {}), session.config, real)
     for place, plan in drafts.unwritten.items():
-        training, validation = drafts.datalist.split(int(place.name.rsplit("_", 1)[1]))
+        training, validation = drafts.datalist.split(family_and_fold(place)[1])
         cases = {"training": case_digests(training), "validation": case_digests(validation)}
         inputs = made_from(settings=setting_texts(plan.settings), **cases)
         job = Job(place.name, (), str(place), inputs=inputs, fingerprint=fingerprint(inputs))

@@ -7,21 +7,21 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autoseg.bundles.marks import bundle_settings, is_foreign_bundle
+from autoseg.bundles.marks import bundle_settings, family_and_fold, is_foreign_bundle
 from autoseg.config import RunConfig
-from autoseg.devices import THREAD_SCALING
-from autoseg.engine.budget import SECONDS_A_CASE
+from autoseg.devices import THREAD_SCALING, makespan
+from autoseg.engine.budget import SECONDS_A_CASE, budget_steps
 from autoseg.errors import Fault, InputError
 from autoseg.execution.results import is_done, read_result
 from autoseg.pipeline.clock import Deadlines, seconds_spent
 from autoseg.pipeline.inputs import bundle_parts, case_digests, fingerprint, made_from
 from autoseg.pipeline.session import Session
 from autoseg.pipeline.training import run_jobs, training_jobs
-from autoseg.planning.budget import CPU_SHARE, Candidate, Choice, Room, choose, least_seconds, makespan
+from autoseg.planning.budget import CPU_SHARE, Candidate, Choice, Room, choose, least_seconds
 from autoseg.records import Datalist, Event, Job, Resources, Slot, Speed, to_plain
 from autoseg.workspace import Workspace, read_json, read_keys, restored, write_json
 
@@ -84,7 +84,7 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
     _tell(session, choice, datalist.num_fold)
     planned = {b.name: choice.seconds[_family(b)] for b in chosen if b.name in left}
     spent = seconds_spent({b.name: b / "metrics.jsonl" for b in chosen})
-    end = time.time() + session.clock.left - 1.1 * (closing + choice.folds * max(members.values()))
+    end = time.time() + replace(room, seconds=session.clock.left).training(choice.folds)
     deadlines = Deadlines(planned, spent, len(session.training_slots(len(chosen))), end)
     return Pace(chosen, deadlines, closing, members)
 
@@ -111,11 +111,16 @@ def kept_width(workspace: Workspace, limit: float | None) -> float:
 
 
 def _family(bundle: Path) -> str:
-    return bundle.name.rsplit("_", 1)[0]
+    return family_and_fold(bundle)[0]
 
 
 def _fold(bundle: Path) -> int:
-    return int(bundle.name.rsplit("_", 1)[1])
+    return family_and_fold(bundle)[1]
+
+
+def _first(bundles: Sequence[Path]) -> dict[str, Path]:
+    """The first bundle of every family."""
+    return {_family(bundle): bundle for bundle in reversed(bundles)}
 
 
 def _measure(session: Session, bundles: Sequence[Path], datalist: Datalist) -> dict[str, Speed]:
@@ -147,7 +152,7 @@ def _measured(
     session: Session, bundles: Sequence[Path], datalist: Datalist, slots: Sequence[Slot], label: str
 ) -> dict[str, Speed]:
     """Speeds on these slots, with as many jobs at a time as will be trained on one GPU, or on all cores."""
-    first = {_family(bundle): bundle for bundle in reversed(bundles)}
+    first = _first(bundles)
     beside = [b for b in bundles if b not in first.values()] if len(slots) > len(session.devices.gpus) else []
     measured = [*first.values(), *beside[: max(0, len(slots) - len(first))]]
     cases = {"training": case_digests(datalist.training), "validation": case_digests(datalist.validation)}
@@ -185,17 +190,16 @@ def _candidates(
     planned: dict[str, Any] = {}
     with contextlib.suppress(InputError):  # bundles may stand there without it
         planned = read_keys(session.workspace.plan_json, "families")[0]
-    found: list[Candidate] = []
-    for bundle in bundles:
-        name = _family(bundle)
-        if name not in speeds or any(candidate.name == name for candidate in found):
+    found = []
+    for name, bundle in _first(bundles).items():
+        if name not in speeds:
             continue
-        steps = planned_steps(bundle_settings(bundle), len(datalist.split(_fold(bundle))[0]))
+        training, validation = datalist.split(_fold(bundle))
+        steps = planned_steps(bundle_settings(bundle), len(training))
         enough = int(steps * (1 if session.devices.gpus else CPU_SHARE))
-        cases = len([case for case in datalist.split(_fold(bundle))[1] if case.label])
-        found.append(
-            Candidate(name, speeds[name], steps, enough, cases, float(planned.get(name, {}).get("share", 1.0)))
-        )
+        cases = len([case for case in validation if case.label])
+        share = float(planned.get(name, {}).get("share", 1.0))
+        found.append(Candidate(name, speeds[name], steps, enough, cases, share))
     if not found:
         raise InputError([Fault("", "time_limit", "no family could be measured: see the logs of the measuring jobs")])
     return sorted(found, key=lambda candidate: (-candidate.share, candidate.name))
@@ -203,9 +207,7 @@ def _candidates(
 
 def planned_steps(settings: dict[str, Any], cases: int) -> int:
     """Optimiser steps that a bundle's own settings ask for; 0 where only time bounds them."""
-    if settings["num_iterations"]:
-        return int(settings["num_iterations"])
-    return int(settings["num_epochs"] or 0) * math.ceil(cases / int(settings["num_images_per_batch"]))
+    return budget_steps(settings, math.ceil(cases / int(settings["num_images_per_batch"]))) or 0
 
 
 def _predictions(

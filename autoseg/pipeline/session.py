@@ -73,15 +73,19 @@ class Session:
 def open_session(config: RunConfig, listener: Notify | None, *, timed: bool = False) -> Iterator[Session]:
     """Make and lock the work_dir for the length of a verb; a time limit counts where the verb is `timed`.
 
-    What ends with an error of ours has ended, and the next call has all of its time; what is killed or interrupted has
-    not.
+    What ends well or with an error of ours has ended, and the next call has all of its time; what is killed or
+    interrupted has not.
     """
     workspace = Workspace(config.work_dir)
     with workspace.lock({"datalist": config.datalist}):
         clock = Clock(config.time_limit, workspace.clock_json) if config.time_limit and timed else None
+        ended = False
         try:
             yield Session(config, workspace, detect_devices(), listener or silent, clock)
+            ended = True
         except AutosegError:
-            if clock is not None:
-                clock.end()
+            ended = True
             raise
+        finally:
+            if ended and clock is not None:
+                clock.end()

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from autoseg.bundles.marks import bundle_settings, is_foreign_bundle
+from autoseg.bundles.marks import bundle_settings, family_and_fold, is_foreign_bundle
 from autoseg.config import RunConfig
 from autoseg.errors import NoResultError
 from autoseg.execution import LocalExecutor, Scheduler
@@ -20,7 +20,7 @@ from autoseg.pipeline.inputs import bundle_parts, case_digests, fingerprint, mad
 from autoseg.pipeline.session import Session
 from autoseg.pipeline.standing import ANEW, CHECKPOINT, GOES_ON, outlook
 from autoseg.records import Case, Datalist, Event, Job, JobResult, LeaderboardEntry, Resources, Slot
-from autoseg.workspace import Workspace, atomic_file, read_json, write_json
+from autoseg.workspace import Workspace, atomic_file, read_json, read_keys, write_json
 
 LEAST_PATIENCE = 90.0  # seconds with a job that says nothing, where time is limited
 
@@ -92,7 +92,7 @@ def preprocess(session: Session, bundles: Sequence[Path], datalist: Datalist) ->
 def reseeded(workspace: Workspace) -> dict[str, dict[str, Any]]:
     """Bundles that were given another seed, because with their own they collapsed (see `reseed_collapsed`)."""
     path = workspace.reseeded_json
-    return dict(read_json(path)["bundles"]) if path.is_file() else {}
+    return dict(read_keys(path, "bundles")[0]) if path.is_file() else {}
 
 
 def training_jobs(
@@ -146,13 +146,13 @@ def forget_stale(session: Session, jobs: Sequence[Job]) -> None:
 
 def _steps_said(config: RunConfig, bundle: Path) -> bool:
     """Whether the user says how many steps or epochs this bundle trains."""
-    said = {**config.settings, **config.family_settings.get(bundle.name.rsplit("_", 1)[0], {})}
+    said = {**config.settings, **config.family_settings.get(family_and_fold(bundle)[0], {})}
     return bool(said.get("num_epochs") or said.get("num_iterations"))
 
 
 def _split(bundle: Path, datalist: Datalist) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
     """(training, validation) cases of a bundle's fold."""
-    return datalist.split(int(bundle.name.rsplit("_", 1)[1]))
+    return datalist.split(family_and_fold(bundle)[1])
 
 
 def _costs(bundles: Sequence[Path], datalist: Datalist) -> list[float]:
@@ -220,14 +220,14 @@ def write_leaderboard(
     entries = []
     cases: dict[str, list[dict[str, Any]]] = {}
     for bundle in bundles:
-        algo, fold = bundle.name.rsplit("_", 1)
+        algo, fold = family_and_fold(bundle)
         status = results[bundle.name].status if bundle.name in results else "missing"
         scores = read_json(bundle / "scores.json") if status == "done" else {}
         cases.setdefault(algo, []).extend(scores.get("cases", []))
         entries.append(
             LeaderboardEntry(
                 algo=algo,
-                fold=int(fold),
+                fold=fold,
                 status=status,
                 mean_dice=_number(scores.get("mean_dice")),
                 dice={label: _number(value) for label, value in scores.get("dice", {}).items()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ import psutil
 from autoseg.errors import Fault, InputError, nearest
 from autoseg.execution.progress import MetricsReader
 from autoseg.execution.results import read_result
+from autoseg.pipeline.clock import noted
 from autoseg.pipeline.prepare import refuse_missing
 from autoseg.records import LeaderboardEntry, to_plain
 from autoseg.workspace import Workspace, read_keys, restored
@@ -41,12 +43,13 @@ def status(work_dir: str | Path) -> dict[str, Any]:
     labels = labels if isinstance(labels, dict) else {}
     regions = [name for name, values in labels.items() if isinstance(values, list)]
     stage, devices = _story(workspace.events_jsonl)
+    limit, spent = noted(workspace.clock_json)
     jobs = {folder.name: _job(folder, holder is not None) for folder in sorted(workspace.jobs.glob("*"))}
     return {
         "work_dir": str(workspace.root),
         "run": holder,
         "stage": stage,
-        "time": _time(workspace.clock_json),
+        "time": None if math.isnan(limit) else {"limit": limit, "spent": spent},
         "jobs": {name: {"device": devices.get(name), **job} for name, job in jobs.items()},
         "leaderboard": to_plain(board),
         "members": members,
@@ -78,13 +81,6 @@ def _story(events: Path) -> tuple[str | None, dict[str, str]]:
             elif event["kind"] == "job_started":
                 devices[str(event["facts"]["id"])] = str(event["facts"]["device"])
     return stage, devices
-
-
-def _time(clock: Path) -> dict[str, float] | None:
-    with contextlib.suppress(InputError, TypeError, ValueError):
-        limit, spent = (float(value) for value in read_keys(clock, "limit", "spent"))
-        return {"limit": limit, "spent": spent}
-    return None
 
 
 def _bytes(folder: Path) -> int:

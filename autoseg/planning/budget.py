@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from autoseg.devices import makespan
 from autoseg.records import Speed
 
 LEAST_STEPS = 40  # with fewer a network has learned nothing that could be called a result
 FOLD_STEPS = 300  # that every fold must get before there is another one
 CPU_SHARE = 3.0  # times its planned steps, which are few on a CPU, that the first family gets before there is another
 VALIDATIONS = 1.1  # times the steps' time: validations while training
+HALVINGS = 40  # of a span of time: far under a millisecond is left
 MARGIN = 1.1  # of what is kept for predictions
-
-
-def makespan(costs: Sequence[float], slots: int, busy: Sequence[float] = ()) -> float:
-    """When the last of the jobs ends, started longest first, each on the slot that is free first (Graham 1969).
-
-    `busy`: when slots that are taken will be free.
-    """
-    ends = [*busy, *([0.0] * (slots - len(busy)))]
-    heapq.heapify(ends)
-    for cost in sorted(costs, reverse=True):
-        heapq.heapreplace(ends, ends[0] + cost)
-    return max(ends)
 
 
 def seconds_a_share(seconds: float, shares: Sequence[float], slots: int) -> float:
     """What a job of share 1 may take so that jobs of these shares are all done within `seconds`."""
     return seconds / makespan(shares, slots)
+
+
+def largest(fits: Callable[[float], bool], most: float) -> float:
+    """The largest number of 0 to `most` that fits, where with one number all smaller ones do; by halving the range."""
+    low, high = 0.0, most
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 @dataclass(frozen=True)
@@ -127,10 +125,6 @@ def choose(candidates: Sequence[Candidate], folds: int, room: Room, *, named: bo
 def _rest_to_the_first(taken: Sequence[Candidate], folds: int, room: Room, training: float) -> Choice:
     """The other families get the time for their planned steps, the first one all that is left."""
     others = {c.name: c.seconds(c.steps) for c in taken[1:]}
-    low, high = 0.0, training
-    for _ in range(40):
-        middle = (low + high) / 2
-        fits = makespan([middle, *others.values()] * folds, room.slots) <= training
-        low, high = (middle, high) if fits else (low, middle)
-    seconds = {taken[0].name: low, **others}
+    first = largest(lambda own: makespan([own, *others.values()] * folds, room.slots) <= training, training)
+    seconds = {taken[0].name: first, **others}
     return Choice(seconds, {c.name: c.steps_in(seconds[c.name]) for c in taken}, folds, training)

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from autoseg.devices import makespan
 from autoseg.planning.budget import (
     FOLD_STEPS,
     LEAST_STEPS,
@@ -14,7 +15,6 @@ from autoseg.planning.budget import (
     Room,
     choose,
     least_seconds,
-    makespan,
     seconds_a_share,
 )
 from autoseg.records import Speed
