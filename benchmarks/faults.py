@@ -355,7 +355,7 @@ def prepared(scratch: Path, steps: int) -> Bench:
     write_yaml(source, given, versioned=False)
     planned, reference = scratch / "planned", scratch / "reference"
     subprocess.run(
-        [sys.executable, "-m", "autoseg", "run", "--dry_run", "--input", str(source), "--work_dir", str(planned)],
+        [sys.executable, "-m", "autoseg", "generate", "--input", str(source), "--work_dir", str(planned)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
         check=True,
         stdout=subprocess.DEVNULL,

@@ -182,7 +182,7 @@ def test_all_faults_at_once(datalist: Path) -> None:
         **{"algos": ["seg_resnet"], "ensemble_method": "AlgoEnsembleBestByFlod", "ensemble_mode": "median"},
         **{"n_best": 0, "seed": -1, "minutes": 0, "max_parallel": 1.5, "tolerance_mm": "far", "check": "maybe"},
         **{"max_tries": 0, "stuck_minutes": "long"},
-        **{"patient_pattern": "(", "mirror_pairs": [[3, 3]], "hpo": True, "sigmoid": 1, "templates_path_or_url": 5},
+        **{"patient_pattern": "(", "mirror_pairs": [[3, 3]], "hpo": "maybe", "sigmoid": 1, "templates_path_or_url": 5},
         **{"class_names": ["a", "a"], "settings": [1], "normalization": "z", "not_use_cache": 1, "learning_rate": 0.1},
     }
     source.write_text(yaml.safe_dump(bad))
@@ -191,7 +191,7 @@ def test_all_faults_at_once(datalist: Path) -> None:
     assert "did you mean 'datalist.json'?" in found["datalist"]
     assert "did you mean 'num_fold'?" in found["num_folds"]
     assert "did you mean 'AlgoEnsembleBestByFold'?" in found["ensemble_method"]
-    assert "autoseg tune" in found["hpo"]
+    assert "neither true nor false" in found["hpo"]
     assert "settings" in found["learning_rate"]
 
 
@@ -446,3 +446,25 @@ def test_loads_no_torch() -> None:
     code = "import sys, autoseg.config, autoseg.datalist; print([m for m in ('torch', 'monai') if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_every_fault_of_a_sweep_at_once(datalist: Path, tmp_path: Path) -> None:
+    params = {
+        **{"n_trials": 0, "time_limit": "soon", "sampler": {"seed": 1}, "pruner": 5, "space": str(tmp_path / "none.yaml")},
+        **{"objective": ["dice", "seconds", "memory"], "trial_minutes": -1, "trial_steps": 1.5, "trial_folds": 0},
+        **{"trial_spacing": 0.5, "held_out": 2, "storage": 3, "study": "", "trials": 9},
+    }
+    with pytest.raises(InputError) as caught:
+        load_config({"modality": "MRI", "datalist": str(datalist), "hpo": True, "hpo_params": params, "hpo_backend": "nni"})
+    found = {fault.field: fault.message for fault in caught.value.faults}
+    assert set(found) == {f"hpo_params.{key}" for key in params} | {"hpo_backend"}
+    assert "n_trials" in found["hpo_params.trials"]
+
+
+def test_a_sweep_by_file_and_flags(datalist: Path) -> None:
+    source = {"modality": "MRI", "datalist": str(datalist), "hpo_params": {"n_trials": 9, "trial_steps": 20}}
+    sweep = load_config(source, hpo_params={"n_trials": 4, "pruner": "{name: hyperband, reduction_factor: 2}"}).hpo_params
+    assert (sweep.n_trials, sweep.trial_steps) == (4, 20)
+    assert sweep.pruner == {"name": "hyperband", "reduction_factor": 2}
+    with pytest.raises(InputError, match="trial_steps"):
+        load_config(source, hpo_params={"trial_minutes": 1})

@@ -78,7 +78,7 @@ class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
         """Complete the copied template at `algo_path` to a bundle; tolerates unknown keyword arguments.
 
         Keywords used: fold, plan (a ready Plan; otherwise one is made for this machine), home (where the bundle will
-        stand, if not at `algo_path`).
+        stand, if not at `algo_path`), cache (of preprocessed cases, if not beside the bundles).
         """
         self.fold = int(kwargs.get("fold", self.fold))
         source, datalist = self._given()
@@ -87,7 +87,7 @@ class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
         home = Path(kwargs.get("home", algo_path))
         settings["dataroot"] = datalist.dataroot
         settings["datalist"] = writer.relative(source["datalist"], home)
-        settings["cache_dir"] = writer.relative(home.parent / "cache" / "preprocessed", home)
+        settings["cache_dir"] = writer.relative(kwargs.get("cache", home.parent / "cache" / "preprocessed"), home)
         writer.write_bundle(Path(algo_path), settings)
         return {"hyper_parameters.yaml": settings}
 

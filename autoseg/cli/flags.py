@@ -69,11 +69,13 @@ def configuration(
     check: false trains although the check found faults
     not_use_cache: do everything anew, whatever the work_dir holds
     """
-    return _load(**locals())
+    return load(**locals())
 
 
-def _load(input: str | None, set: list[str] | None, **flags: Any) -> RunConfig:
-    """The configuration; where it has faults, those that later checks would find are said with them."""
+def load(*, input: str | None = None, set: list[str] | None = None, **flags: Any) -> RunConfig:
+    """The configuration of these flags, and of further keys; where it has faults, those that later checks would find
+    are said with them.
+    """
     from autoseg.config import load_config, parse_settings
 
     settings, family_settings = parse_settings(set or [])

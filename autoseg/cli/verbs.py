@@ -9,22 +9,26 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from autoseg.cli.flags import configuration
+from autoseg.cli.flags import load
 from autoseg.errors import Fault, InputError
 
 if TYPE_CHECKING:
     from autoseg.pipeline import RunResult
+    from autoseg.pipeline.judging import SweepResult
     from autoseg.report.screen import Screen
 
 
 FOLLOW_SECONDS = 5.0
 
 
-def run(*, dry_run: bool = False, **flags: Any) -> int:
+def run(*, dry_run: bool = False, tune: str | None = None, **flags: Any) -> int:
     """The one call: check, analyse, plan, train all folds in parallel, ensemble, predict, evaluate.
 
     dry_run: analyse and plan, say what would run, what is kept and why, and change nothing
+    tune: search the hyper-parameters for so long before, such as 2h; a better configuration joins the ensemble
     """
+    if tune is not None:
+        flags |= {"hpo": True, "hpo_params": {"time_limit": tune}}
     return _show_result(_stage("run", flags, dry_run=dry_run))
 
 
@@ -57,6 +61,44 @@ def train(*, dry_run: bool = False, **flags: Any) -> int:
     """
     looked = {"dry_run": True, "stop_after": "train"}
     return _show_result(_stage("run", flags, **looked) if dry_run else _stage("train", flags))
+
+
+def tune(
+    *,
+    n_trials: int | None = None,
+    space: str | None = None,
+    sampler: Any = None,
+    pruner: Any = None,
+    objective: Any = None,
+    trial_minutes: float | None = None,
+    trial_steps: int | None = None,
+    trial_folds: int | None = None,
+    trial_spacing: float | None = None,
+    race_folds: int | None = None,
+    held_out: float | None = None,
+    storage: str | None = None,
+    study: str | None = None,
+    **flags: Any,
+) -> int:
+    """Search the hyper-parameters with Optuna; says whether the best trial beats the default on unseen cases.
+
+    n_trials: of the study, those of earlier calls included (default: 30, or as many as time_limit allows)
+    space: YAML file that narrows, widens or replaces what the families search
+    sampler: tpe, tpe_multivariate, gp, cmaes, random, grid or qmc; with parameters {name: tpe, n_startup_trials: 5}
+    pruner: none, median, percentile, halving, hyperband, wilcoxon or threshold, with parameters in the same way
+    objective: dice, another metric, weights {label: weight}, or two such as dice,seconds (a case) or dice,memory
+    trial_minutes: of training a trial (default: what time_limit allows 30 trials, else as planned)
+    trial_steps: optimiser steps of a trial, instead of minutes
+    trial_folds: on which every trial is trained (default: 1)
+    trial_spacing: cases are so many times coarser than planned (default: 1)
+    race_folds: on which a trial that leads is compared with the best one, case by case (default: 3)
+    held_out: share of the patients that no trial sees (default: the last fold)
+    storage: URL of Optuna's storage (default: hpo/journal.log in the work_dir)
+    study: its name there (default: autoseg)
+    """
+    given = {**locals()}
+    params = {key: value for key, value in given.items() if key != "flags" and value is not None}
+    return _show_sweep(_stage("tune", {**flags, "hpo_params": params}))
 
 
 def ensemble(**flags: Any) -> int:
@@ -248,7 +290,7 @@ def demo(*, work_dir: str = "work_dirs/demo", quick: bool = False, set: list[str
 
 def _stage(verb: str, flags: Mapping[str, Any], **options: Any) -> Any:
     """Call a verb of the pipeline with the configuration of these flags, events going to the screen."""
-    config = configuration(**flags)
+    config = load(**flags)
     from autoseg import pipeline
 
     with _screen() as screen:
@@ -291,6 +333,19 @@ def _show_result(result: RunResult) -> int:
     return result.exit_code
 
 
+def _show_sweep(result: SweepResult) -> int:
+    """Print what a sweep came to; returns the exit code."""
+    from autoseg.report import tables
+
+    _screen().print(tables.trials_table(result.ranking))
+    ended = ", ".join(f"{count} {how}" for how, count in sorted(result.trials.items()))
+    print(f"trials:   {ended}; in trainings {result.busy:.0%} of the slots' time, {result.start_up:.0%} in their start")
+    print(f"result:   {result.sentence}")
+    for name, path in result.paths.items():
+        print(f"{name + ':':<9} {path}")
+    return result.exit_code
+
+
 def _scored(labels: Any) -> tuple[dict[int, str] | None, list[list[int]]]:
     """(names, regions) of `{1: liver}`, `[1, 2]`, `1` or `{tumour: [1, 2]}`; InputError where that is none of them."""
     if labels is None:
@@ -313,6 +368,7 @@ VERBS: dict[str, Callable[..., int]] = {
         analyze,
         generate,
         train,
+        tune,
         ensemble,
         predict,
         evaluate,

@@ -3,5 +3,6 @@
 from autoseg.config.loading import load_config
 from autoseg.config.record import RunConfig, config_to_input
 from autoseg.config.settings import parse_settings, parse_value
+from autoseg.config.sweep import SweepConfig
 
-__all__ = ["RunConfig", "config_to_input", "load_config", "parse_settings", "parse_value"]
+__all__ = ["RunConfig", "SweepConfig", "config_to_input", "load_config", "parse_settings", "parse_value"]

@@ -18,7 +18,7 @@ ENSEMBLE_MODES = ("mean", "vote")
 NORMALIZATIONS = ("ct", "zscore")
 
 
-def _boolean(value: Any) -> bool:
+def boolean(value: Any) -> bool:
     if isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     if not isinstance(value, bool):
@@ -26,7 +26,7 @@ def _boolean(value: Any) -> bool:
     return value
 
 
-def _integer(low: int) -> Callable[[Any], int]:
+def integer(low: int) -> Callable[[Any], int]:
     def read(value: Any) -> int:
         if isinstance(value, str) and re.fullmatch(r"[-+]?\d+", value.strip()):
             value = int(value)
@@ -39,7 +39,7 @@ def _integer(low: int) -> Callable[[Any], int]:
     return read
 
 
-def _positive(value: Any) -> float:
+def positive(value: Any) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
@@ -52,7 +52,7 @@ def _positive(value: Any) -> float:
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def _duration(value: Any) -> float:
+def duration(value: Any) -> float:
     """Seconds of 90s, 40m, 6h, 1h30m, 2d."""
     text = str(value).replace(" ", "").lower()
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
@@ -62,7 +62,7 @@ def _duration(value: Any) -> float:
     return seconds
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
     if isinstance(value, Path):
         return str(value)
     if not isinstance(value, str) or not value.strip() or "\0" in value:
@@ -132,7 +132,7 @@ def _algos(value: Any) -> tuple[str, ...]:
 
 def _pairs(value: Any) -> tuple[tuple[int, int], ...]:
     """[[3, 4], [5, 6]], as text too."""
-    read = _integer(1)
+    read = integer(1)
     if isinstance(value, str):
         try:
             value = parse_yaml(value if value.lstrip().startswith("[") else f"[{value}]")
@@ -155,7 +155,7 @@ def _pairs(value: Any) -> tuple[tuple[int, int], ...]:
 
 def _pattern(value: Any) -> str:
     try:
-        re.compile(_text(value))
+        re.compile(text(value))
     except re.error as error:
         raise ValueError(f"'{value}' is not a regular expression: {error}") from error
     return str(value)
@@ -164,22 +164,13 @@ def _pattern(value: Any) -> str:
 def _path(value: Any) -> str:
     if isinstance(value, (Mapping, list, tuple)):
         raise ValueError("is a Python object: write the datalist to a JSON file and give its path")
-    return _text(value)
+    return text(value)
 
 
 def _templates(value: Any) -> str:
-    if "://" in _text(value):
+    if "://" in text(value):
         raise ValueError(f"'{value}' is a URL: nothing is downloaded, give a folder")
     return str(value)
-
-
-def _off(sentence: str) -> Callable[[Any], bool]:
-    def read(value: Any) -> bool:
-        if _boolean(value):
-            raise ValueError(sentence)
-        return False
-
-    return read
 
 
 def _unused(value: Any) -> str:
@@ -187,27 +178,27 @@ def _unused(value: Any) -> str:
 
 
 READERS: dict[str, Callable[[Any], Any]] = {
-    **{"work_dir": _text, "datalist": _path, "dataroot": _text, "modality": _text, "algos": _algos},
-    **{"num_fold": _integer(1), "class_names": _class_names, "templates_path_or_url": _templates},
-    **{"train_on_all": _boolean, "patient_pattern": _pattern, "seed": _integer(0)},
-    **{"ensemble_method": _choice(*ENSEMBLE_METHODS), "n_best": _integer(1), "ensemble_mode": _choice(*ENSEMBLE_MODES)},
+    **{"work_dir": text, "datalist": _path, "dataroot": text, "modality": text, "algos": _algos},
+    **{"num_fold": integer(1), "class_names": _class_names, "templates_path_or_url": _templates},
+    **{"train_on_all": boolean, "patient_pattern": _pattern, "seed": integer(0)},
+    **{"ensemble_method": _choice(*ENSEMBLE_METHODS), "n_best": integer(1), "ensemble_mode": _choice(*ENSEMBLE_MODES)},
     **{"normalization": _normalization, "mirror_pairs": _pairs},
-    **dict.fromkeys(("check", "analyze", "algo_gen", "train", "ensemble", "not_use_cache", "allow_skip"), _boolean),
+    **dict.fromkeys(("check", "analyze", "algo_gen", "train", "ensemble", "not_use_cache", "allow_skip"), boolean),
     **{
-        "sigmoid": _boolean,
-        "multigpu": _boolean,
-        "minutes": _positive,
-        "time_limit": _duration,
-        "max_parallel": _integer(1),
-        "max_tries": _integer(1),
-        "stuck_minutes": _positive,
-        "tolerance_mm": _positive,
+        "sigmoid": boolean,
+        "hpo": boolean,
+        "multigpu": boolean,
+        "minutes": positive,
+        "time_limit": duration,
+        "max_parallel": integer(1),
+        "max_tries": integer(1),
+        "stuck_minutes": positive,
+        "tolerance_mm": positive,
     },
 }
-# Auto3DSeg's keys that are nothing to this project, or not yet; what would change the result is refused.
+# Auto3DSeg's keys that are nothing to this project; what would change the result is refused.
 ACCEPTED: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("name", "task", "hpo_backend", "mlflow_tracking_uri", "mlflow_experiment_name"), _unused),
     "schema_version": _unused,
-    "hpo": _off("sweeps come with `autoseg tune`, which is not there yet"),
 }
-KNOWN = (*READERS, "settings", "family_settings", *ACCEPTED)
+KNOWN = (*READERS, "settings", "family_settings", "hpo_params", *ACCEPTED)

@@ -11,6 +11,7 @@ from typing import Any
 from autoseg.config.keys import ACCEPTED, KNOWN, READERS
 from autoseg.config.record import RunConfig
 from autoseg.config.settings import merged_settings
+from autoseg.config.sweep import SweepConfig, read_sweep
 from autoseg.errors import Faults, InputError, nearest
 from autoseg.workspace import Workspace, read_json, read_yaml
 
@@ -29,7 +30,7 @@ def load_config(
 
     Without `source` and a `datalist` flag, `input.yaml` of the work_dir is read, as Auto3DSeg does. Paths are
     relative to the current directory and, for those in a file that are not found there, to the file's folder.
-    `settings` and `family_settings` of flags are put over the source's key by key. `check_paths=False` is for verbs
+    `settings`, `family_settings` and `hpo_params` of flags are put over the source's key by key. `check_paths=False` is for verbs
     that need a finished run but not its data. Raises InputError with all faults.
     """
     faults = Faults()
@@ -39,6 +40,7 @@ def load_config(
     given: dict[str, tuple[str, Any]] = {str(k): (file, v) for k, v in plain.items() if v is not None}
     flags = {key: value for key, value in flags.items() if value is not None}
     settings, family_settings = merged_settings(file, plain, flags, faults)
+    sweep = _read_sweep(file, plain, flags, faults)
     given |= {key: ("", value) for key, value in flags.items()}
     values: dict[str, Any] = {}
     for key, (origin, value) in given.items():
@@ -63,14 +65,30 @@ def load_config(
     _check_modality(values, origins, faults)
     if values.get("train_on_all") and values.get("num_fold", 1) > 1:
         faults.add(origins["num_fold"], "num_fold", "training on all cases has no folds: leave it out")
+    if values.get("hpo") and values.get("hpo_backend", "optuna") != "optuna":
+        message = f"'{values['hpo_backend']}' is not there: sweeps are Optuna's, leave it out or give optuna"
+        faults.add(origins["hpo_backend"], "hpo_backend", message)
     if "time_limit" in values and "minutes" in values:
         faults.add(origins["minutes"], "minutes", "bounds the trainings, which time_limit does, too: give one of them")
     known = {f.name: values[f.name] for f in dataclasses.fields(RunConfig) if f.name in values}
     complete = {"datalist", "dataroot", "modality", "work_dir"} <= known.keys()
-    config = RunConfig(**{**known, "settings": settings, "family_settings": family_settings}) if complete else None
+    known |= {"settings": settings, "family_settings": family_settings, "hpo_params": sweep}
+    config = RunConfig(**known) if complete else None
     if faults or config is None:
         raise InputError(faults.items, partial=config)
     return config
+
+
+def _read_sweep(file: str, plain: Mapping[Any, Any], flags: Mapping[str, Any], faults: Faults) -> SweepConfig:
+    """`hpo_params` of the source, and the flags' over them."""
+    given = {}
+    for origin, mapping in ((file, plain), ("", flags)):
+        params = mapping.get("hpo_params")
+        if params is not None and not isinstance(params, Mapping):
+            faults.add(origin, "hpo_params", "is not a mapping such as {n_trials: 30}")
+        elif params is not None:
+            given[origin] = {**given.get(origin, {}), **params}
+    return read_sweep(given, faults)
 
 
 def _default_source(source: Any, flags: Mapping[str, Any]) -> Any:

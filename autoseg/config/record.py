@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from autoseg.config.sweep import SweepConfig
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -44,6 +46,8 @@ class RunConfig:
     max_tries: int = 3  # starts of a job that fails
     stuck_minutes: float = 30.0  # without a sign of life, after which a job is ended
     tolerance_mm: float = 1.0  # of the surface Dice
+    hpo: bool = False  # a sweep over hyper-parameters comes before the trainings
+    hpo_params: SweepConfig = field(default_factory=SweepConfig)
 
 
 def config_to_input(config: RunConfig) -> dict[str, Any]:
@@ -53,7 +57,7 @@ def config_to_input(config: RunConfig) -> dict[str, Any]:
     """
     plain: dict[str, Any] = {key: getattr(config, key) for key in ("modality", "datalist", "dataroot")}
     plain |= {"multigpu": config.multigpu}
-    passing = ("work_dir", "check", "analyze", "algo_gen", "train", "ensemble", "not_use_cache")
+    passing = ("work_dir", "check", "analyze", "algo_gen", "train", "ensemble", "not_use_cache", "hpo", "hpo_params")
     defaults = RunConfig("", "", "", "")
     for key in (f.name for f in dataclasses.fields(config) if f.name not in (*plain, *passing)):
         value = getattr(config, key)

@@ -1,4 +1,4 @@
-"""`python -m autoseg.engine preprocess BUNDLE`: fill the cache of preprocessed cases for a bundle's data.
+"""`python -m autoseg.engine preprocess BUNDLE METRICS`: fill the cache of preprocessed cases for a bundle's data.
 
 `python -m autoseg.engine measure BUNDLE OUTPUT`: how fast it trains and predicts here (a Speed), as JSON.
 `python -m autoseg.engine train_foreign BUNDLE`: train and score one of a template written for MONAI's Auto3DSeg.
@@ -15,11 +15,11 @@ from pathlib import Path
 
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.cache import ensure_cached
-from autoseg.workspace import Workspace, write_json
+from autoseg.workspace import write_json
 
 
 def main(argv: list[str]) -> int:
-    """Preprocess every labelled case, one process a core; progress goes to the job's metrics.jsonl."""
+    """Preprocess every labelled case, one process a core; progress goes to METRICS, a metrics.jsonl."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     verb, root, *output = argv
     if verb == "measure":
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     bundle = Bundle.load(root)
     datalist = bundle.datalist()
     cases = [case for case in (*datalist.training, *datalist.validation) if case.label]
-    metrics = Workspace(bundle.root.parent).job(f"preprocess_{bundle.preprocessing_key()}") / "metrics.jsonl"
+    metrics = Path(output[0])
     started = time.monotonic()
 
     def progress(done: int, total: int) -> None:

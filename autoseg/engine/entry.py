@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from monai.data import MetaTensor
 
@@ -20,6 +22,7 @@ from autoseg.datalist import case_id
 from autoseg.devices import torch_device
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.classes import Classes
+from autoseg.engine.memory import used_memory
 from autoseg.engine.predictor import Predictor
 from autoseg.engine.trainer import Trainer
 from autoseg.errors import AutosegError
@@ -47,10 +50,14 @@ def train(root: Path, override: Mapping[str, Any]) -> None:
         patch_file(root).unlink(missing_ok=True)  # an earlier training's; the checkpoint knows this one's
         bundle = _bundle(root, override)
         _keep_for_inference(bundle)
-        progress = Trainer(bundle).run()
+        trainer = Trainer(bundle)
+        until_first_step = time.time() - psutil.Process().create_time()
+        progress = trainer.run()
         if progress.patch:
             write_json(patch_file(root), {"roi_size": progress.patch})
         facts = {
+            "start_seconds": round(until_first_step, 1),
+            "memory": used_memory(trainer.device),
             "steps": progress.step,
             "seconds": round(progress.seconds, 1),
             "returns": progress.returns,
@@ -79,22 +86,36 @@ def infer(root: Path, image: str, output: str, override: Mapping[str, Any]) -> N
 
 
 def score_validation(bundle: Bundle, facts: Mapping[str, Any]) -> None:
-    """scores.json and validation/<case>.nii.gz of the bundle's fold, with its best weights."""
+    """scores.json and validation/<case>.nii.gz of the bundle's fold, with its best weights.
+
+    In scores.json a row a case and label: Dice, and what the setting `scored_metrics` names.
+    """
     _, cases = bundle.cases()
     scored = Classes.of(bundle.settings).scored
+    further = [name for name in bundle.settings["scored_metrics"] if name != "dice"]
+    labels, tolerance = sorted(scored.names), float(bundle.settings["tolerance_mm"])
+    predicting = 0.0  # seconds
     rows: list[dict[str, Any]] = []
     scores = []
     predictor = Predictor([bundle], torch_device())
     for case in (c for c in cases if c.label):
         path = bundle.root / "validation" / f"{case.id}.nii.gz"
+        started = time.monotonic()
         predictor.write(case, path)
+        predicting += time.monotonic() - started
         prediction = scored.read(path)
         reference, _ = onto_grid_of(prediction, scored.read(str(case.label)))
         scores.append(scored.dice(prediction.data, reference.data))
         logger.info("validated %s", case.id)  # a sign of life
-        rows += [{"case": case.id, "label": int(k), "dice": v} for k, v in scores[-1].items()]
+        both = prediction.data, reference.data
+        more = scored.metrics(*both, reference.spacing, tolerance, labels) if further else {}
+        rows += [
+            {"case": case.id, "label": int(k), "dice": v, **{name: more[int(k)][name] for name in further}}
+            for k, v in scores[-1].items()
+        ]
     mean = mean_dice(scores)
     found = {"mean_dice": mean, "dice": mean_dice_by_label(scores), "cases": rows}
+    found["seconds_a_case"] = round(predicting / max(1, len(scores)), 3)
     write_json(bundle.root / "scores.json", {**found, **facts})
     logger.info("validation at the original geometry: %d cases, mean Dice %.4f", len(scores), mean)
 

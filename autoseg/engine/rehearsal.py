@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import psutil
-import torch
 
 from autoseg.engine.budget import scoring_seconds
 from autoseg.engine.bundle import Bundle
+from autoseg.engine.memory import used_memory
 from autoseg.engine.trainer import Trainer
 from autoseg.engine.validation import validate_cached
 from autoseg.records import Speed
@@ -32,10 +32,4 @@ def measure(root: Path, seconds: float = SECONDS) -> Speed:
         took = time.monotonic() - before
     case = scoring_seconds(trainer.settings, took, [case.label.shape for case in cases])
     counted = steps[WARM:] or steps
-    return Speed(start, statistics.median(counted), case, _peak_memory(trainer.device))
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)
-    return int(psutil.Process().memory_info().rss)
+    return Speed(start, statistics.median(counted), case, used_memory(trainer.device))

@@ -222,8 +222,9 @@ def _ensemble(
     evaluation = None
     if datalist.testing:
         session.stage(f"prediction: {len(datalist.testing)} testing cases")
+        bundles = [session.workspace.named_bundle(name) for name in names]
         predictions, failed = predicting.predict_cases(
-            session, names, datalist.testing, lambda case: session.workspace.prediction(case.id), "predict"
+            session, bundles, datalist.testing, lambda case: session.workspace.prediction(case.id), "predict"
         )
         evaluation = predicting.evaluate_testing(session, datalist, predictions)
     complete = replace(
@@ -249,15 +250,15 @@ def predict(
     from autoseg.pipeline import predicting
 
     workspace = Workspace(work_dir)
-    names = predicting.trained_members(workspace)
-    settings = bundle_settings(workspace.root / names[0])
+    members = predicting.trained_members(workspace)
+    settings = bundle_settings(members[0])
     cases = predicting.input_cases(input, int(settings["image_files"]))
     target = Workspace(output)
     target.create()
     config = load_config(None, check_paths=False, work_dir=str(workspace.root))
     with open_session(config, notify) as session:
         made, _ = predicting.predict_cases(
-            session, names, cases, lambda case: target.root / f"{case.id}.nii.gz", "predict_new"
+            session, members, cases, lambda case: target.root / f"{case.id}.nii.gz", "predict_new"
         )
     return made
 

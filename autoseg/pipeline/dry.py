@@ -187,8 +187,9 @@ def _predictions(session: Session, datalist: Datalist, trainings: Sequence[Outlo
     if method is None:
         unvalidated = all(math.isnan(entry.mean_dice) for entry in board)
         how = session.config.ensemble_method, session.config.n_best
-        members = [m.name for m in choose_members(board, how[0], n_best=how[1], unvalidated_ok=unvalidated)[0]]
+        names = [m.name for m in choose_members(board, how[0], n_best=how[1], unvalidated_ok=unvalidated)[0]]
     else:  # only it knows whom it will choose: the same as before, where nothing changed
-        members = read_json(real.ensemble_json)["members"]
+        names = read_json(real.ensemble_json)["members"]
+    members = [real.named_bundle(name) for name in names]
     jobs = prediction_jobs(session, members, datalist.testing, lambda case: real.prediction(case.id), "predict")
     return [outlook(job, real.job(job.id)) for job, _ in jobs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -97,9 +98,9 @@ def _slots(session: Session, cases: Sequence[Case]) -> tuple[Slot, ...]:
 
 
 def prediction_jobs(
-    session: Session, members: Sequence[str], cases: Sequence[Case], output: Callable[[Case], Path], label: str
+    session: Session, bundles: Sequence[Path], cases: Sequence[Case], output: Callable[[Case], Path], label: str
 ) -> list[tuple[Job, dict[str, Any]]]:
-    """Jobs that predict cases by the ensemble, spread over the slots, each with what its spec.json is to hold."""
+    """Jobs that predict cases by an ensemble, spread over the slots, each with what its spec.json is to hold."""
     workspace = session.workspace
     slots = _slots(session, cases)
     shards = [list(cases[i :: len(slots)]) for i in range(min(len(slots), len(cases)))]
@@ -107,7 +108,6 @@ def prediction_jobs(
     for number, shard in enumerate(shards):
         job_id = f"{label}_{number}"
         folder = workspace.job(job_id)
-        bundles = [workspace.named_bundle(name) for name in members]
         spec = {
             "bundles": [str(b) for b in bundles],
             "cases": shard,
@@ -117,7 +117,7 @@ def prediction_jobs(
             "results": str(folder / "predictions.json"),
             "progress": str(folder / "metrics.jsonl"),
         }
-        weights = {b.name: bundle_weights(b).stat().st_mtime_ns for b in bundles}
+        weights = {os.path.relpath(b, workspace.root): bundle_weights(b).stat().st_mtime_ns for b in bundles}
         how = {"mode": spec["mode"], "outputs": fingerprint({"outputs": spec["outputs"]})}
         inputs = made_from(members=weights, ensemble=how, testing=case_digests(shard))
         job = Job(
@@ -136,11 +136,11 @@ def prediction_jobs(
 
 
 def predict_cases(
-    session: Session, members: Sequence[str], cases: Sequence[Case], output: Callable[[Case], Path], label: str
+    session: Session, bundles: Sequence[Path], cases: Sequence[Case], output: Callable[[Case], Path], label: str
 ) -> tuple[dict[str, Path], tuple[JobResult, ...]]:
-    """Predict cases by the ensemble. Returns (case id -> file, jobs that failed)."""
+    """Predict cases by the ensemble of these bundles. Returns (case id -> file, jobs that failed)."""
     jobs = []
-    for job, spec in prediction_jobs(session, members, cases, output, label):
+    for job, spec in prediction_jobs(session, bundles, cases, output, label):
         Path(job.cwd).mkdir(parents=True, exist_ok=True)
         write_json(Path(job.cwd) / "spec.json", spec)
         jobs.append(job)
@@ -181,8 +181,8 @@ def evaluate_testing(session: Session, datalist: Datalist, predictions: dict[str
     return evaluation
 
 
-def trained_members(workspace: Workspace) -> tuple[str, ...]:
-    """The ensemble's members as ensemble.json names them; faults where there are none or their weights are gone."""
+def trained_members(workspace: Workspace) -> tuple[Path, ...]:
+    """The ensemble's members, as ensemble.json names them; faults where there are none or their weights are gone."""
     if not workspace.ensemble_json.exists():
         raise InputError(
             [
@@ -202,7 +202,7 @@ def trained_members(workspace: Workspace) -> tuple[str, ...]:
     ]
     if faults:
         raise InputError(faults)
-    return tuple(names)
+    return tuple(bundles)
 
 
 def input_cases(source: str | Path, files_a_case: int) -> list[Case]:

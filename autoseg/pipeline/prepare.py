@@ -20,7 +20,7 @@ from autoseg.pipeline.session import Session
 from autoseg.planning import Machine, Plan, normalize_modes, read_statistics
 from autoseg.planning.budget import seconds_a_share
 from autoseg.planning.plan import pair_faults
-from autoseg.records import Datalist, Event
+from autoseg.records import Datalist, Event, Slot
 from autoseg.workspace import Workspace, read_keys, read_yaml, write_json, write_yaml
 
 
@@ -182,16 +182,15 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
 
     A family that the user named is kept whatever speaks against it. InputError where none is left.
     """
-    from autoseg.bundles import load_algo, template_settings
+    from autoseg.bundles import load_algo
     from autoseg.bundles.contract import is_foreign
     from autoseg.bundles.foreign import plan_foreign
 
     config, workspace = session.config, session.workspace
     folders = families(config)
     slots = session.slots(len(folders) * datalist.num_fold)
-    smallest = min(s.memory for s in slots), min(s.cpus for s in slots)
-    machine = Machine(session.devices.kind, *smallest, session.width)
-    found = _found_statistics(workspace.datastats_yaml), read_yaml(workspace.input_yaml)
+    machine = machine_for(session, slots)
+    found = found_statistics(workspace)
     foreign = {name for name, folder in folders.items() if is_foreign(folder)}
     plans = {}
     for name, folder in folders.items():
@@ -199,9 +198,7 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
         if name in foreign:
             plans[name] = plan_foreign(name, folder, workspace, datalist, said)
         else:
-            known = template_settings(folder)
-            overrides = {key: value for key, value in said.items() if key in known}
-            plans[name] = load_algo(name, folder).make_plan(*found, datalist, machine, overrides)
+            plans[name] = load_algo(name, folder).make_plan(*found, datalist, machine, said_of(config, name, folder))
     against = {name: plan.skip or plan.spare for name, plan in plans.items() if plan.skip or plan.spare}
     kept = {name: plan for name, plan in plans.items() if config.algos or not config.allow_skip or name not in against}
     for name, reason in against.items():
@@ -231,15 +228,31 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
     return kept
 
 
-def _found_statistics(path: Path) -> dict[str, Any]:
-    """datastats.yaml, of which planning can read what it needs; an `InputError` otherwise."""
+def machine_for(session: Session, slots: Sequence[Slot]) -> Machine:
+    """What plans are made for: the smallest of the slots."""
+    smallest = min(s.memory for s in slots), min(s.cpus for s in slots)
+    return Machine(session.devices.kind, *smallest, session.width)
+
+
+def said_of(config: RunConfig, name: str, folder: Path) -> dict[str, Any]:
+    """What the user sets of a family of ours."""
+    from autoseg.bundles import template_settings
+
+    known = template_settings(folder)
+    said = {**config.settings, **config.family_settings.get(name, {})}
+    return {key: value for key, value in said.items() if key in known}
+
+
+def found_statistics(workspace: Workspace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """datastats.yaml, of which planning can read what it needs (an `InputError` otherwise), and input.yaml."""
+    path = workspace.datastats_yaml
     found: dict[str, Any] = read_yaml(path)
     try:
         read_statistics(found)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         message = f"no statistics as `analyze` writes them: {one_line(error)}"
         raise InputError([Fault(str(path), "", message)]) from error
-    return found
+    return found, read_yaml(workspace.input_yaml)
 
 
 def budget(session: Session, share: float, shares: Sequence[float], slots: int) -> dict[str, Any]:
@@ -262,19 +275,22 @@ def write_bundles(session: Session, datalist: Datalist, plans: Mapping[str, Plan
     folders = families(session.config)
     for name, plan in plans.items():
         home = workspace.templates / name
-        _replace_tree(folders[name], home)
+        replace_tree(folders[name], home)
         foreign = is_foreign(home)
         remove = functools.partial(_remove_bundle, session, now={"settings": setting_texts(plan.settings)})
         for fold in range(datalist.num_fold):
             if foreign:
                 bundles.append(write_foreign(name, fold, workspace, datalist, plan, remove))
             else:
-                bundles.append(_write_bundle(session, name, fold, plan))
+                bundles.append(write_bundle(session, name, fold, plan))
     shutil.rmtree(workspace.cache / "drafts", ignore_errors=True)
     return bundles
 
 
-def _write_bundle(session: Session, name: str, fold: int, plan: Plan) -> Path:
+def write_bundle(
+    session: Session, name: str, fold: int, plan: Plan, target: Path | None = None, source: Path | None = None
+) -> Path:
+    """One bundle of ours at `target`, in the work_dir by default; `source`: its input.yaml, if not the work_dir's."""
     from monai.auto3dseg import algo_to_json
 
     from autoseg.bundles import load_algo
@@ -282,14 +298,16 @@ def _write_bundle(session: Session, name: str, fold: int, plan: Plan) -> Path:
     workspace = session.workspace
     algo = load_algo(name, workspace.templates / name)
     algo.set_data_stats(str(workspace.datastats_yaml))
-    algo.set_data_source(str(workspace.input_yaml))
-    target = workspace.bundle(name, fold)
+    algo.set_data_source(str(source or workspace.input_yaml))
+    target = target or workspace.bundle(name, fold)
     draft = workspace.cache / "drafts" / target.name
-    algo.export_to_disk(str(draft.parent), draft.name, fold=fold, plan=plan, home=target)
+    cache = workspace.cache / "preprocessed"
+    algo.export_to_disk(str(draft.parent), draft.name, fold=fold, plan=plan, home=target, cache=cache)
     if same_files(draft, target):
         shutil.rmtree(draft)
     else:
         _remove_bundle(session, target, bundle_parts(draft))
+        target.parent.mkdir(parents=True, exist_ok=True)
         draft.rename(target)
     algo.output_path = str(target)
     try:
@@ -331,7 +349,7 @@ def forget(workspace: Workspace, algos: Iterable[str]) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _replace_tree(source: Path, target: Path) -> None:
+def replace_tree(source: Path, target: Path) -> None:
     if source.resolve() != target.resolve():
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))

@@ -14,7 +14,7 @@ from typing import Any
 from autoseg.bundles.marks import bundle_settings, family_and_fold, is_foreign_bundle
 from autoseg.config import RunConfig
 from autoseg.errors import NoResultError
-from autoseg.execution import LocalExecutor, Scheduler
+from autoseg.execution import Feed, LocalExecutor, Scheduler
 from autoseg.pipeline.clock import Deadlines
 from autoseg.pipeline.inputs import bundle_parts, case_digests, fingerprint, made_from
 from autoseg.pipeline.session import Session
@@ -31,8 +31,10 @@ def run_jobs(
     slots: Sequence[Slot],
     at_start: Callable[[Job], Job] = lambda job: job,
     on_done: Callable[[dict[str, JobResult]], None] = lambda results: None,
+    feed: Feed | None = None,
 ) -> dict[str, JobResult]:
-    """Run jobs over the slots, as the configuration says; the session loses the GPUs that fall out of use.
+    """Run jobs, and those that a `feed` gives, over the slots, as the configuration says; the session loses the GPUs
+    that fall out of use.
 
     `on_done` is told the results so far whenever a job ended well.
     """
@@ -53,7 +55,7 @@ def run_jobs(
         at_start=at_start,
         at_loss=session.lose,
     )
-    return scheduler.run(jobs)
+    return scheduler.run(jobs, feed)
 
 
 def stuck_seconds(config: RunConfig) -> float:
@@ -70,16 +72,17 @@ def preprocess(session: Session, bundles: Sequence[Path], datalist: Datalist) ->
     by_key = {Bundle.load(path).preprocessing_key(): path for path in reversed(ours)}
     cases = {"training": case_digests(datalist.training), "validation": case_digests(datalist.validation)}
     inputs = {key: made_from(**cases, preprocessing={"key": key}) for key in by_key}
+    progress = {key: f"jobs/preprocess_{key}/metrics.jsonl" for key in by_key}
     jobs = [
         Job(
             id=f"preprocess_{key}",
-            argv=(sys.executable, "-m", "autoseg.engine", "preprocess", str(path)),
+            argv=(sys.executable, "-m", "autoseg.engine", "preprocess", str(path), progress[key]),
             cwd=str(session.workspace.root),
             outputs=(f"cache/preprocessed/{key}",),
             inputs=inputs[key],
             fingerprint=fingerprint(inputs[key]),
             resources=Resources(cpus=session.devices.cores),
-            progress=f"jobs/preprocess_{key}/metrics.jsonl",
+            progress=progress[key],
         )
         for key, path in by_key.items()
     ]

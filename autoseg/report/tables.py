@@ -193,6 +193,24 @@ def outlook_table(rows: Iterable[Any]) -> Table:
     return table
 
 
+def trials_table(ranking: Sequence[Mapping[str, Any]]) -> Table:
+    """The best trials of a sweep, best first, and what each changed of the plan."""
+    table = _table("Best trials")
+    for title in ("trial", "family", str(ranking[0]["objective"]) if ranking else "value", "folds"):
+        _column(table, title, right=title not in ("trial", "family"))
+    _column(table, "hyper-parameters", fold=True)
+    for row in ranking:
+        changed = ", ".join(f"{key} {_setting(value)}" for key, value in row["overrides"].items())
+        name = f"{row['trial']} (default)" if row["default"] else str(row["trial"])
+        shown = "as planned" if row["default"] else changed
+        table.add_row(name, str(row["family"]), _fixed(row["value"]), str(row["folds"]), _text(shown))
+    return table
+
+
+def _setting(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 def job_line(name: str, job: Mapping[str, Any]) -> str:
     """A job of `autoseg status`: its state and, as far as they are known, step, Dice, time left, tries, last error."""
     facts = [str(job["device"])] if job.get("device") and job["status"] == "running" else []

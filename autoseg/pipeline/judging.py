@@ -1,0 +1,190 @@
+"""The end of a sweep: default and best trial on cases that no trial has seen, and the files that say what came out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from optuna.trial import TrialState
+
+from autoseg.errors import NoResultError
+from autoseg.evaluation import Evaluation, evaluate_pairs
+from autoseg.hpo.outcome import write_outcome
+from autoseg.hpo.race import Paired, paired
+from autoseg.hpo.sweep import Sweep
+from autoseg.pipeline import predicting
+from autoseg.pipeline.session import Session
+from autoseg.records import Datalist, Event
+from autoseg.workspace import Workspace, write_json, write_yaml
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep ended with.
+
+    `winner`: the best trial, by its number; `better`: whether it beats the default on the cases held out, by `gain`;
+    `default`, `best`: of the first objective on these cases. `trials`: how many ended how. `busy`: share of the slots'
+    seconds that trainings took, `start_up`: that of their start, which `busy` includes. `ranking`: the best trials, with value, folds and overrides.
+    """
+
+    work_dir: Path
+    winner: int
+    family: str
+    overrides: dict[str, Any]
+    better: bool
+    sentence: str
+    gain: Paired | None = None
+    default: float | None = None
+    best: float | None = None
+    trials: dict[str, int] = field(default_factory=dict)
+    busy: float = 0.0
+    start_up: float = 0.0
+    seconds: float = 0.0
+    ranking: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 where a trial failed: the result is valid all the same."""
+        return 3 if self.trials.get("failed") else 0
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """The files to look at, those that exist."""
+        hpo = Workspace(self.work_dir).hpo
+        names = {"best": "best.yaml", "trials": "trials.csv", "front": "pareto.csv", "pictures": "pictures"}
+        found = {name: hpo / file for name, file in {**names, "study": "journal.log", "summary": "summary.json"}.items()}
+        return {name: path for name, path in found.items() if path.exists()}
+
+
+SHOWN = 5  # trials in the ranking
+WORDS = {TrialState.COMPLETE: "done", TrialState.PRUNED: "ended early", TrialState.FAIL: "failed"}
+
+
+def judge(session: Session, feed: Sweep, split: Datalist) -> SweepResult:
+    """Compare, decide, write hpo/best.yaml and what else tells of the sweep. NoResultError where no trial is done."""
+    hpo = session.workspace.hpo
+    ranked = feed.ranked()
+    if not ranked:
+        raise NoResultError(_commonest_error(feed))
+    default = feed.race.incumbent if not feed.race.verdicts else feed.race.verdicts[0][1]
+    winner = feed.race.incumbent if feed.race.incumbent not in (None, default) else None
+    rival = winner if winner is not None else next((number for number in ranked if number != default), None)
+    gain, values = None, (None, None)
+    if default is not None and rival is not None:
+        gain, values = _held_out(session, feed, split, default, rival)
+    better = winner is not None and gain is not None and gain.low > 0
+    chosen = feed.asked[rival if rival is not None else ranked[0]]
+    files, notes = write_outcome(feed.study, hpo, [o.name for o in feed.objectives], session.config.hpo_params.pictures)
+    sentence = _sentence(feed, default, rival, winner, gain, values, better)
+    best = {chosen.family: chosen.overrides} if better else {}
+    write_yaml(hpo / "best.yaml", best, versioned=False, header=f"for --set @best.yaml: {sentence}")
+    states = Counter(WORDS[t.state] for t in feed.study.get_trials(deepcopy=False) if t.state in WORDS)
+    result = SweepResult(
+        session.workspace.root, chosen.number, chosen.family, chosen.overrides, better, sentence, gain, *values,
+        dict(states), ranking=_ranking(feed, default), notes=tuple(notes),
+    )  # fmt: skip
+    verdicts = [
+        {"trial": trial, "against": against, **vars(found), "verdict": verdict}
+        for trial, against, found, verdict in feed.race.verdicts
+    ]
+    write_json(hpo / "summary.json", {**vars(result), "race": verdicts})
+    for note in notes:
+        session.notify(Event("warning", note))
+    session.notify(Event("result", sentence, {"winner": chosen.number, "better": better, "files": files}))
+    return result
+
+
+def _ranking(feed: Sweep, default: int | None) -> tuple[dict[str, Any], ...]:
+    """The best trials and the default, best first, by the first objective on the trials' own folds."""
+    ranked = feed.ranked()
+    shown = [number for place, number in enumerate(ranked) if place < SHOWN or number == default]
+    objective, own = feed.objectives[0], range(feed.terms.folds)
+    return tuple(
+        {
+            "trial": number,
+            "default": number == default,
+            "family": feed.asked[number].family,
+            "objective": objective.name,
+            "value": objective.value([feed.scores[number, fold] for fold in own]),
+            "folds": sum((number, fold) in feed.scores for fold in range(feed.race.folds)),
+            "overrides": feed.asked[number].overrides,
+        }
+        for number in shown
+    )
+
+
+def _held_out(
+    session: Session, feed: Sweep, split: Datalist, default: int, rival: int
+) -> tuple[Paired, tuple[float, float]]:
+    """(how much better the rival is, the objective of default and rival), on the cases held out.
+
+    Each predicts them by the ensemble of its networks of the folds that both were trained on.
+    """
+    folds = [f for f in range(feed.race.folds) if {(default, f), (rival, f)} <= feed.scores.keys()]
+    objective, values, means = feed.objectives[0], [], []
+    session.stage(f"held-out cases: {len(split.testing)}, by trials {default} (the default) and {rival}")
+    for number in (default, rival):
+        bundles = [feed.bundle(number, fold) for fold in folds]
+        folder = session.workspace.hpo / "held_out" / f"trial_{number:04d}"
+        predictions, _ = predicting.predict_cases(
+            session, bundles, split.testing, lambda case, at=folder: at / f"{case.id}.nii.gz", f"held_out_{number:04d}"
+        )  # type: ignore[misc]
+        evaluation = _evaluated(session, split, predictions)
+        rows = [{**vars(row), "label": str(row.label)} for row in evaluation.cases]
+        values.append(objective.by_case([{"cases": rows}]))
+        means.append(objective.value([{"cases": rows}]) if objective.metric else fmean(values[-1].values()))
+    return paired(values[1], values[0]), (means[0], means[1])
+
+
+def _evaluated(session: Session, split: Datalist, predictions: Mapping[str, Path]) -> Evaluation:
+    pairs = [(c.id, str(predictions[c.id]), c.label) for c in split.testing if c.label and c.id in predictions]
+    return evaluate_pairs(
+        pairs,
+        labels=split.scored,
+        regions=list(split.regions.values()),
+        tolerance_mm=session.config.tolerance_mm,
+        workers=session.devices.cores,
+        notify=session.notify,
+    )
+
+
+def _sentence(
+    feed: Sweep,
+    default: int | None,
+    rival: int | None,
+    winner: int | None,
+    gain: Paired | None,
+    values: tuple[float | None, float | None],
+    better: bool,
+) -> str:
+    """Whether the winner is better than the default, by how much, and what is kept."""
+    if default is None:
+        return "the default configuration could not be trained: there is nothing to compare with"
+    if rival is None or gain is None:
+        return "no trial but the default is done: the default is kept"
+    name = feed.objectives[0].name
+    measured = f"{name} {values[1]:.4f} against {values[0]:.4f}"
+    interval = f"{gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] over {gain.n} cases that no trial has seen"
+    if better:
+        return f"trial {rival} is better than the default: {measured}, {interval}"
+    why = "did not beat it by more than noise in the search" if winner is None else "is not clearly better"
+    return f"the default is kept: trial {rival} {why}; {measured}, {interval}"
+
+
+def _commonest_error(feed: Sweep) -> str:
+    """All trials failed: the errors by how often they came, the commonest first."""
+    errors = Counter(
+        str(t.user_attrs.get("error", "no error is known")).splitlines()[0]
+        for t in feed.study.get_trials(deepcopy=False)
+        if t.state is TrialState.FAIL
+    )
+    if not errors:
+        return "no trial is done"
+    said = "; ".join(f"{count} times: {error}" for error, count in errors.most_common(3))
+    return f"every trial failed: {said}"
+
