@@ -6,19 +6,17 @@ import contextlib
 import logging
 import math
 import os
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autoseg.devices import job_environment, lost_gpus
 from autoseg.errors import InputError
+from autoseg.execution.entry import Entry, jobs_event
 from autoseg.execution.executor import Executor
 from autoseg.execution.gpus import GpuWatch, LostGpus
-from autoseg.execution.plan import assign, check_jobs, gpu_count, longest_first, seconds_left
-from autoseg.execution.progress import MetricsReader
-from autoseg.execution.results import describe_failure, is_done, log_tail, missing_outputs, output_sizes, read_result
+from autoseg.execution.plan import assign, check_jobs, gpu_count, longest_first
+from autoseg.execution.results import describe_failure, is_done, log_tail, missing_outputs, read_result
 from autoseg.execution.signals import SignalCounter
 from autoseg.records import Event, Job, JobResult, Slot
 from autoseg.workspace import LITTLE, patiently, room, says_full, write_json
@@ -27,35 +25,6 @@ logger = logging.getLogger(__name__)
 TABLE_SECONDS = 1.0
 CANCEL_SECONDS = 60.0
 ENOUGH = 64 * 2**20  # bytes free on the disk for jobs that had filled it to go on
-
-
-@dataclass
-class _Entry:
-    """A job in this run. `tries` counts its starts under the present fingerprint, `starts` those of this run."""
-
-    job: Job
-    folder: Path
-    state: str = "waiting"
-    tries: int = 0
-    starts: int = 0
-    slots: tuple[Slot, ...] = ()
-    handle: Any = None
-    started: float = 0.0
-    seconds: float = 0.0
-    log_start: int = 0
-    metrics: MetricsReader | None = None
-    signs: tuple[int, ...] = ()
-    alive: float = 0.0
-    fault: str | None = None
-    result: JobResult | None = None
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "output.log"
-
-    @property
-    def device(self) -> str:
-        return "+".join(slot.id for slot in self.slots)
 
 
 class Scheduler:
@@ -85,7 +54,7 @@ class Scheduler:
         self.stuck_seconds = stuck_seconds
         self.executor, self.slots, self.jobs_dir = executor, tuple(slots), Path(jobs_dir)
         self.notify, self.poll_seconds, self.max_tries = notify, poll_seconds, max_tries
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         self._signals = SignalCounter()
         self._cramped = False
 
@@ -97,7 +66,7 @@ class Scheduler:
         raise: KeyboardInterrupt for the signals. Raises InputError for jobs that can never run, before any starts.
         """
         check_jobs(jobs, self.slots)
-        self._entries = {job.id: _Entry(job, self.jobs_dir / job.id) for job in longest_first(jobs)}
+        self._entries = {job.id: Entry(job, self.jobs_dir / job.id) for job in longest_first(jobs)}
         with self._signals.counting():
             try:
                 self._keep_done()
@@ -146,7 +115,7 @@ class Scheduler:
                 return
             self.executor.wait(self.poll_seconds)
 
-    def _in_state(self, *states: str) -> list[_Entry]:
+    def _in_state(self, *states: str) -> list[Entry]:
         return [entry for entry in self._entries.values() if entry.state in states]
 
     def _fail_homeless(self) -> None:
@@ -185,18 +154,14 @@ class Scheduler:
             if all(started):  # a job that could not be started left its slot to the next
                 return
 
-    def _start(self, entry: _Entry, slots: tuple[Slot, ...]) -> bool:
+    def _start(self, entry: Entry, slots: tuple[Slot, ...]) -> bool:
         job = self.at_start(entry.job)
-        entry.slots, entry.started = slots, self.executor.now()
-        entry.signs, entry.alive, entry.fault = (), entry.started, None
-        entry.tries, entry.starts, entry.seconds = entry.tries + 1, entry.starts + 1, 0.0
+        entry.begin(slots, self.executor.now())
         # from here on an older result is no evidence: the outputs are about to change
         running = JobResult(job.id, "running", job.fingerprint, tries=entry.tries, log=str(entry.log))
         self._write(entry.folder / "job.json", job)
         self._write(entry.folder / "result.json", running)
-        self._open_log(entry)
-        metrics = Path(job.cwd) / job.progress if job.progress else None
-        entry.metrics = MetricsReader(metrics, from_start=entry.tries > 1)
+        entry.open_log()
         gpus = tuple(slot.gpu for slot in slots if slot.gpu is not None) if job.resources.gpus else ()
         cpus = sum(slot.cpus for slot in slots)
         environment = {**os.environ, **job_environment(gpus, cpus), **job.env}
@@ -211,27 +176,14 @@ class Scheduler:
         self.notify(Event("job_started", f"{job.id} started on {entry.device} ({cores})", facts))
         return True
 
-    def _open_log(self, entry: _Entry) -> None:
-        """A first try gets an empty log, a further one is appended under a line that says so."""
-        if entry.tries == 1:
-            entry.log.unlink(missing_ok=True)
-        if entry.log.exists():
-            with open(entry.log, "a", encoding="utf-8") as file:
-                file.write(f"\n=== try {entry.tries}, {time.strftime('%Y-%m-%d %H:%M:%S')} ===\n")
-        entry.log_start = entry.log.stat().st_size if entry.log.exists() else 0
-
-    def _end_if_stuck(self, entry: _Entry) -> None:
+    def _end_if_stuck(self, entry: Entry) -> None:
         """Ask a job to end that has given no sign of life for too long; `_ended` then finds the reason in `fault`."""
-        now = self.executor.now()
-        progress = Path(entry.job.cwd) / entry.job.progress if entry.job.progress else entry.log
-        signs = tuple(path.stat().st_size if path.exists() else -1 for path in (entry.log, progress))
-        if signs != entry.signs:
-            entry.signs, entry.alive = signs, now
-        elif entry.fault is None and now - entry.alive > self.stuck_seconds and room(entry.folder) >= LITTLE:
-            entry.fault = f"stuck: its log and progress have not grown for {now - entry.alive:.0f} s; it was ended"
+        quiet = entry.quiet_seconds(self.executor.now())
+        if entry.fault is None and quiet > self.stuck_seconds and room(entry.folder) >= LITTLE:
+            entry.fault = f"stuck: its log and progress have not grown for {quiet:.0f} s; it was ended"
             self.executor.cancel(entry.handle)
 
-    def _ended(self, entry: _Entry, code: int) -> None:
+    def _ended(self, entry: Entry, code: int) -> None:
         entry.seconds = self.executor.now() - entry.started
         missing = missing_outputs(entry.job)
         if entry.fault is None and code == 0 and not missing:
@@ -254,14 +206,14 @@ class Scheduler:
             error = "\n".join([headline, *error.splitlines()[1:]])
         self._failed(entry, headline, error, code)
 
-    def _gpu_failed(self, entry: _Entry, lines: list[str]) -> bool:
+    def _gpu_failed(self, entry: Entry, lines: list[str]) -> bool:
         """Whether a job failed for want of its GPU: it then waits for another, and the try does not count."""
         known = set(self.gpus.out)
         blamed = self.gpus.blame(entry.slots, lines) if entry.job.resources.gpus else {}
         if not blamed:
             return False
         names = {slot.gpu: f"GPU {slot.gpu} ({slot.name or slot.device})" for slot in entry.slots}
-        self._wait_again(entry)
+        entry.wait(counts=False)
         for gpu, reason in blamed.items():
             facts = {"id": entry.job.id, "gpu": gpu, "reason": reason, "log": str(entry.log)}
             fate = "is out of use" if gpu in self.gpus.out else "has failed a job, and is tried once more"
@@ -273,14 +225,9 @@ class Scheduler:
         self.notify(Event("stage", f"{entry.job.id} was failed by its GPU, not by itself: it waits for a free one"))
         return True
 
-    def _wait_again(self, entry: _Entry) -> None:
-        """A job that ended by no fault of its own waits for its turn again, and the try does not count."""
-        entry.state, entry.slots, entry.handle = "waiting", (), None
-        entry.tries, entry.starts = entry.tries - 1, entry.starts - 1
-
-    def _wait_for_room(self, entry: _Entry) -> None:
+    def _wait_for_room(self, entry: Entry) -> None:
         """A job that died of a full disk waits, and no job starts until there is room."""
-        self._wait_again(entry)
+        entry.wait(counts=False)
         self._cramped = True
         message = f"{entry.job.id} ended for want of disk space: it goes on when there is room in {self.jobs_dir}"
         self.notify(Event("warning", message, {"id": entry.job.id, "log": str(entry.log)}))
@@ -292,12 +239,10 @@ class Scheduler:
             self.notify(Event("stage", "there is room on the disk again: the jobs go on"))
         return not self._cramped
 
-    def _failed(
-        self, entry: _Entry, headline: str, error: str, code: int | None = None, hopeless: bool = False
-    ) -> None:
+    def _failed(self, entry: Entry, headline: str, error: str, code: int | None = None, hopeless: bool = False) -> None:
         again = entry.starts < self.max_tries and code != InputError.exit_code and not hopeless
         if again:
-            entry.state, entry.slots, entry.handle = "waiting", (), None
+            entry.wait(counts=True)
         else:
             self._finish(entry, "failed", error)
         facts: dict[str, Any] = {"id": entry.job.id, "headline": headline, "error": error, "log": str(entry.log)}
@@ -305,21 +250,8 @@ class Scheduler:
         message = f"{entry.job.id} failed{', and is tried again' if again else ''}: {headline}"
         self.notify(Event("job_failed", message, facts))
 
-    def _finish(self, entry: _Entry, status: str, error: str | None) -> None:
-        job = entry.job
-        entry.state = status
-        entry.result = JobResult(
-            id=job.id,
-            status=status,
-            fingerprint=job.fingerprint,
-            outputs=job.outputs if status == "done" else (),
-            tries=entry.tries,
-            seconds=round(entry.seconds, 3),
-            error=error,
-            log=str(entry.log) if entry.starts else None,
-            sizes=output_sizes(job) if status == "done" else {},
-        )
-        self._write(entry.folder / "result.json", entry.result)
+    def _finish(self, entry: Entry, status: str, error: str | None) -> None:
+        self._write(entry.folder / "result.json", entry.end(status, error))
 
     def _write(self, path: Path, record: Job | JobResult) -> None:
         """Write a record, however long the disk is full; Ctrl-C ends the waiting."""
@@ -335,33 +267,11 @@ class Scheduler:
         patiently(lambda: write_json(path, record), path, say=say, pause=pause)
 
     def _show_jobs(self) -> None:
-        now = self.executor.now()
-        rows = [self._row(self._entries[name], now) for name in self._entries]
-        finished = len(rows) - len(self._in_state("waiting", "running"))
-        facts = {"jobs": rows, "finished": finished, "total": len(rows), "seconds_left": self._seconds_left(rows)}
-        self.notify(Event("jobs", f"{finished} of {len(rows)} jobs finished", facts))
-
-    def _seconds_left(self, rows: Sequence[dict[str, Any]]) -> float | None:
-        ran = [e for e in self._in_state("done") if e.starts]
-        running = [(e, row) for e, row in zip(self._entries.values(), rows, strict=True) if row["state"] == "running"]
-        return seconds_left(
-            [(entry.job.cost, entry.seconds) for entry in ran],
-            [(entry.job.cost, row["seconds"], row["seconds_left"]) for entry, row in running],
-            [entry.job.cost for entry in self._in_state("waiting")],
-            len(self.slots),
-        )
-
-    def _row(self, entry: _Entry, now: float) -> dict[str, Any]:
-        reader = entry.metrics or MetricsReader(None, from_start=True)
-        reader.update(now)
-        running = entry.state == "running"
-        row = {"id": entry.job.id, "state": entry.state, "device": entry.device, **reader.facts(now)}
-        row["seconds"] = now - entry.started if running else entry.result.seconds if entry.result else 0.0
-        row["seconds_left"] = row["seconds_left"] if running else None
-        row["tries"] = entry.tries
-        for message in reader.warnings():
-            self.notify(Event("warning", f"{entry.job.id}: {message}", {"id": entry.job.id}))
-        return row
+        event = jobs_event(tuple(self._entries.values()), self.slots, self.executor.now())
+        for entry in self._entries.values():
+            for message in entry.metrics.warnings():
+                self.notify(Event("warning", f"{entry.job.id}: {message}", {"id": entry.job.id}))
+        self.notify(event)
 
     def _cancel_running(self) -> None:
         """Cancel all jobs, wait until they have ended, and say so; a second signal ends the waiting."""
