@@ -19,12 +19,13 @@ class Entry:
     """A job and its folder. `tries` counts its starts under the present fingerprint, `starts` those of this run.
 
     `state` is waiting, running, kept (it was done before) or the status of its result. Times are in seconds on the
-    executor's clock; `log_start` is the byte at which the present try's part of the log begins; `fault` says why the
-    scheduler ends the job.
+    executor's clock; `log_start` is the byte at which the present try's part of the log begins. `fault` and `unwanted`
+    say why the scheduler, or the feed that the job is `fed` by, ends the present try.
     """
 
     job: Job
     folder: Path
+    fed: bool = False
     state: str = "waiting"
     tries: int = 0
     starts: int = 0
@@ -35,6 +36,7 @@ class Entry:
     log_start: int = 0
     metrics: MetricsReader = field(default_factory=lambda: MetricsReader(None, from_start=True))
     fault: str | None = None
+    unwanted: str | None = None
     result: JobResult | None = None
     _sizes: tuple[int, ...] = ()
     _grew: float = 0.0
@@ -55,8 +57,16 @@ class Entry:
         """A further try begins, on `slots`."""
         self.slots, self.started, self.seconds = slots, now, 0.0
         self.tries, self.starts = self.tries + 1, self.starts + 1
-        self.fault, self._sizes, self._grew = None, (), now
-        self.metrics = MetricsReader(self.progress, from_start=self.tries > 1)
+        self.fault, self.unwanted, self._sizes, self._grew = None, None, (), now
+        self.metrics = MetricsReader(self.progress, from_start=self.tries > 1, before=self.metrics)
+
+    def recall(self, result: JobResult) -> None:
+        """It ended in an earlier run, and `result` stands; its validations are the feed's to hear, not its warnings."""
+        self.state, self.result = "kept" if result.status == "done" else result.status, result
+        if self.fed:
+            self.metrics = MetricsReader(self.progress, from_start=True)
+            self.metrics.catch_up(0.0)
+            self.metrics.warnings()
 
     def open_log(self) -> None:
         """A first try gets an empty log, a further one is appended under a line that says so."""
@@ -108,8 +118,11 @@ class Entry:
         return row
 
 
-def jobs_event(entries: Sequence[Entry], slots: Sequence[Slot], now: float) -> Event:
-    """The event "jobs": a row a job, how many of them are finished, and the seconds until all are."""
+def jobs_event(entries: Sequence[Entry], slots: Sequence[Slot], now: float, *, growing: bool = False) -> Event:
+    """The event "jobs": a row a job, how many of them are finished, and the seconds until all are.
+
+    `growing`: more jobs may come, so that nobody knows how long all will take.
+    """
     rows = [entry.row(now) for entry in entries]
     running = [(entry, row) for entry, row in zip(entries, rows, strict=True) if entry.state == "running"]
     waiting = [entry.job.cost for entry in entries if entry.state == "waiting"]
@@ -120,5 +133,5 @@ def jobs_event(entries: Sequence[Entry], slots: Sequence[Slot], now: float) -> E
         len(slots),
     )
     finished = len(rows) - len(running) - len(waiting)
-    facts = {"jobs": rows, "finished": finished, "total": len(rows), "seconds_left": left}
+    facts = {"jobs": rows, "finished": finished, "total": len(rows), "seconds_left": None if growing else left}
     return Event("jobs", f"{finished} of {len(rows)} jobs finished", facts)

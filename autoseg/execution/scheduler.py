@@ -14,6 +14,7 @@ from autoseg.devices import job_environment, lost_gpus
 from autoseg.errors import InputError
 from autoseg.execution.entry import Entry, jobs_event
 from autoseg.execution.executor import Executor
+from autoseg.execution.feed import Feed
 from autoseg.execution.gpus import GpuWatch, LostGpus
 from autoseg.execution.plan import assign, check_jobs, gpu_count, longest_first
 from autoseg.execution.results import describe_failure, is_done, log_tail, missing_outputs, read_result
@@ -24,6 +25,7 @@ from autoseg.workspace import LITTLE, patiently, room, says_full, write_json
 logger = logging.getLogger(__name__)
 TABLE_SECONDS = 1.0
 CANCEL_SECONDS = 60.0
+FATES = {"failed": "failed", "skipped": "was skipped", "stopped": "was stopped"}  # of jobs that others need
 ENOUGH = 64 * 2**20  # bytes free on the disk for jobs that had filled it to go on
 
 
@@ -55,43 +57,60 @@ class Scheduler:
         self.executor, self.slots, self.jobs_dir = executor, tuple(slots), Path(jobs_dir)
         self.notify, self.poll_seconds, self.max_tries = notify, poll_seconds, max_tries
         self._entries: dict[str, Entry] = {}
+        self._feed, self._offered = Feed(), self.slots
         self._signals = SignalCounter()
         self._cramped = False
 
-    def run(self, jobs: Sequence[Job]) -> dict[str, JobResult]:
+    def run(self, jobs: Sequence[Job], feed: Feed | None = None) -> dict[str, JobResult]:
         """Run the jobs; returns every job's result, in the order given: done, failed or skipped.
 
         A job that is done already is kept as it is. One that fails touches no other but those that need it, which
         are skipped. SIGINT and SIGTERM, like any exception, cancel what runs (its result says `cancelled`) and
         raise: KeyboardInterrupt for the signals. Raises InputError for jobs that can never run, before any starts.
+
+        A `feed` is asked for further jobs whenever a slot is free and no job waits for one, until it is finished or
+        no slot is left; their results follow the others. One of its jobs that it does not want any longer is stopped:
+        that is no failure, and no later run tries it again from the same inputs. InputError also for a job of the
+        feed that can never run.
         """
         check_jobs(jobs, self.slots)
+        self._feed, self._offered = Feed() if feed is None else feed, self.slots
         self._entries = {job.id: Entry(job, self.jobs_dir / job.id) for job in longest_first(jobs)}
         with self._signals.counting():
             try:
-                self._keep_done()
+                for entry in self._in_state("waiting"):
+                    self._recall(entry)
                 self._loop()
             except BaseException:
                 self._cancel_running()
                 raise
             finally:
                 self.executor.close()
-        return {job.id: result for job in jobs if (result := self.results.get(job.id)) is not None}
+        results = self.results
+        return {name: results[name] for name in dict.fromkeys([*(job.id for job in jobs), *results]) if name in results}
 
     @property
     def results(self) -> dict[str, JobResult]:
         """Of the jobs that have ended so far, by their ids."""
         return {name: entry.result for name, entry in self._entries.items() if entry.result is not None}
 
-    def _keep_done(self) -> None:
-        for entry in self._entries.values():
-            result = read_result(entry.folder)
-            if result is not None and result.fingerprint == entry.job.fingerprint:
-                entry.tries = result.tries
-            if is_done(entry.job, result):
-                entry.state, entry.result = "kept", result
-                facts = {"id": entry.job.id, "kept": True}
-                self.notify(Event("job_done", f"{entry.job.id} kept: it was done before, from the same inputs", facts))
+    def _recall(self, entry: Entry) -> None:
+        """What an earlier run left of a job made from the same inputs: its tries or, where it is over, its result."""
+        result = read_result(entry.folder)
+        if result is None or result.fingerprint != entry.job.fingerprint:
+            return
+        entry.tries = result.tries
+        facts: dict[str, Any] = {"id": entry.job.id, "kept": True}
+        if is_done(entry.job, result):
+            event = Event("job_done", f"{entry.job.id} kept: it was done before, from the same inputs", facts)
+        elif entry.fed and result.status == "stopped":
+            facts |= {"reason": result.error, "seconds": result.seconds}
+            event = Event("job_stopped", f"{entry.job.id} kept: it was stopped before: {result.error}", facts)
+        else:
+            return
+        entry.recall(result)
+        self._hand_over(entry)
+        self._tell(entry, event)
 
     def _loop(self) -> None:
         shown = -TABLE_SECONDS
@@ -100,6 +119,8 @@ class Scheduler:
                 code = self.executor.poll(entry.handle)
                 if code is not None:
                     self._ended(entry, code)
+                elif self._hand_over(entry):
+                    self.executor.cancel(entry.handle)
                 else:
                     self._end_if_stuck(entry)
             self._fail_homeless()
@@ -108,12 +129,17 @@ class Scheduler:
             if self._signals.count:
                 raise KeyboardInterrupt
             unfinished = self._in_state("waiting", "running")
-            if not unfinished or self.executor.now() - shown >= TABLE_SECONDS:
+            over = not unfinished and not self._growing()
+            if over or (unfinished and self.executor.now() - shown >= TABLE_SECONDS):
                 shown = self.executor.now()
                 self._show_jobs()
-            if not unfinished:
+            if over:
                 return
             self.executor.wait(self.poll_seconds)
+
+    def _growing(self) -> bool:
+        """Whether the feed may bring further jobs."""
+        return bool(self.slots) and not self._feed.finished()
 
     def _in_state(self, *states: str) -> list[Entry]:
         return [entry for entry in self._entries.values() if entry.state in states]
@@ -131,16 +157,16 @@ class Scheduler:
         while skipped:  # one skipped job dooms those that need it
             skipped = False
             for entry in self._in_state("waiting"):
-                lost = [n for n in entry.job.needs if self._entries[n].state in ("failed", "skipped")]
+                lost = [n for n in entry.job.needs if self._entries[n].state in FATES]
                 if lost:
                     skipped = True
-                    state = self._entries[lost[0]].state
-                    reason = f"needs {lost[0]}, which {'failed' if state == 'failed' else 'was skipped'}"
-                    self._finish(entry, "skipped", reason)
+                    reason = f"needs {lost[0]}, which {FATES[self._entries[lost[0]].state]}"
                     facts = {"id": entry.job.id, "needs": lost}
-                    self.notify(Event("job_skipped", f"{entry.job.id} skipped: {reason}", facts))
+                    event = Event("job_skipped", f"{entry.job.id} skipped: {reason}", facts)
+                    self._finish(entry, "skipped", reason, event)
 
     def _start_ready(self) -> None:
+        """Fill the free slots: with jobs that wait, and where none does, with those that the feed brings."""
         while self._has_room():
             busy = {slot for entry in self._in_state("running") for slot in entry.slots}
             free = [slot for slot in self.slots if slot not in busy]
@@ -149,12 +175,27 @@ class Scheduler:
                 for entry in self._in_state("waiting")
                 if all(self._entries[need].state in ("done", "kept") for need in entry.job.needs)
             ]
-            given = assign(ready, free, self.slots) if free else {}
-            started = [self._start(self._entries[name], slots) for name, slots in given.items()]
-            if all(started):  # a job that could not be started left its slot to the next
+            if not free or not (ready or self._take_next()):
+                return
+            given = assign(ready, free, self.slots)
+            for name, slots in given.items():  # one that cannot be started leaves its slot to the next
+                self._start(self._entries[name], slots)
+            if ready and not given:  # they wait for more GPUs than are free
                 return
 
-    def _start(self, entry: Entry, slots: tuple[Slot, ...]) -> bool:
+    def _take_next(self) -> bool:
+        """Whether the feed brought a job: it waits now, or was over before it began."""
+        job = self._feed.next() if not self._signals.count else None
+        if job is None:
+            return False
+        check_jobs([job], self._offered, self._entries)
+        entry = self._entries[job.id] = Entry(job, self.jobs_dir / job.id, fed=True)
+        self._recall(entry)
+        self._fail_homeless()
+        self._skip_hopeless()
+        return True
+
+    def _start(self, entry: Entry, slots: tuple[Slot, ...]) -> None:
         job = self.at_start(entry.job)
         entry.begin(slots, self.executor.now())
         # from here on an older result is no evidence: the outputs are about to change
@@ -169,12 +210,22 @@ class Scheduler:
             entry.handle = self.executor.start(job, environment, entry.log)
         except (OSError, ValueError) as error:
             self._failed(entry, f"could not be started: {error}", f"could not be started: {error}")
-            return False
+            return
         entry.state = "running"
         cores = f"{cpus} core{'s' if cpus != 1 else ''}"
         facts = {"id": job.id, "device": entry.device, "gpus": gpus, "cpus": cpus, "tries": entry.tries}
         self.notify(Event("job_started", f"{job.id} started on {entry.device} ({cores})", facts))
-        return True
+
+    def _hand_over(self, entry: Entry) -> bool:
+        """Hand the feed the new validations of a job of its; whether it says that the job is not wanted any longer."""
+        if not entry.fed:
+            return False
+        entry.metrics.catch_up(self.executor.now())
+        lines = entry.metrics.validations()
+        reason = self._feed.unwanted(entry.job, lines) if lines else None
+        if entry.unwanted is None:
+            entry.unwanted = reason
+        return reason is not None
 
     def _end_if_stuck(self, entry: Entry) -> None:
         """Ask a job to end that has given no sign of life for too long; `_ended` then finds the reason in `fault`."""
@@ -185,11 +236,16 @@ class Scheduler:
 
     def _ended(self, entry: Entry, code: int) -> None:
         entry.seconds = self.executor.now() - entry.started
+        self._hand_over(entry)
         missing = missing_outputs(entry.job)
         if entry.fault is None and code == 0 and not missing:
-            self._finish(entry, "done", None)
             facts = {"id": entry.job.id, "seconds": entry.seconds, "tries": entry.tries}
-            self.notify(Event("job_done", f"{entry.job.id} done in {entry.seconds:.1f} s", facts))
+            self._finish(entry, "done", None, Event("job_done", f"{entry.job.id} done in {entry.seconds:.1f} s", facts))
+            return
+        if entry.unwanted is not None:
+            facts = {"id": entry.job.id, "reason": entry.unwanted, "seconds": entry.seconds}
+            event = Event("job_stopped", f"{entry.job.id} stopped: {entry.unwanted}", facts)
+            self._finish(entry, "stopped", entry.unwanted, event)
             return
         lines = log_tail(entry.log, entry.log_start)
         if code != InputError.exit_code and self._gpu_failed(entry, lines):
@@ -241,17 +297,26 @@ class Scheduler:
 
     def _failed(self, entry: Entry, headline: str, error: str, code: int | None = None, hopeless: bool = False) -> None:
         again = entry.starts < self.max_tries and code != InputError.exit_code and not hopeless
-        if again:
-            entry.wait(counts=True)
-        else:
-            self._finish(entry, "failed", error)
         facts: dict[str, Any] = {"id": entry.job.id, "headline": headline, "error": error, "log": str(entry.log)}
         facts |= {"exit_code": code, "tries": entry.tries, "again": again}
         message = f"{entry.job.id} failed{', and is tried again' if again else ''}: {headline}"
-        self.notify(Event("job_failed", message, facts))
+        event = Event("job_failed", message, facts)
+        if again:
+            entry.wait(counts=True)
+            self.notify(event)
+        else:
+            self._finish(entry, "failed", error, event)
 
-    def _finish(self, entry: Entry, status: str, error: str | None) -> None:
+    def _finish(self, entry: Entry, status: str, error: str | None, event: Event) -> None:
+        """A job ended for good."""
         self._write(entry.folder / "result.json", entry.end(status, error))
+        self._tell(entry, event)
+
+    def _tell(self, entry: Entry, event: Event) -> None:
+        """Tell all that a job is over, and then the feed, where it is one of its."""
+        self.notify(event)
+        if entry.fed and entry.result is not None:
+            self._feed.ended(entry.job, entry.result)
 
     def _write(self, path: Path, record: Job | JobResult) -> None:
         """Write a record, however long the disk is full; Ctrl-C ends the waiting."""
@@ -267,8 +332,9 @@ class Scheduler:
         patiently(lambda: write_json(path, record), path, say=say, pause=pause)
 
     def _show_jobs(self) -> None:
-        event = jobs_event(tuple(self._entries.values()), self.slots, self.executor.now())
-        for entry in self._entries.values():
+        entries = tuple(self._entries.values())
+        event = jobs_event(entries, self.slots, self.executor.now(), growing=self._growing())
+        for entry in entries:
             for message in entry.metrics.warnings():
                 self.notify(Event("warning", f"{entry.job.id}: {message}", {"id": entry.job.id}))
         self.notify(event)
@@ -287,7 +353,7 @@ class Scheduler:
         for entry in running:
             entry.seconds = self.executor.now() - entry.started
             try:
-                self._finish(entry, "cancelled", "cancelled while it ran")
+                self._write(entry.folder / "result.json", entry.end("cancelled", "cancelled while it ran"))
             except (OSError, KeyboardInterrupt):
                 logger.warning("%s: the result could not be written", entry.folder, exc_info=True)
         with contextlib.suppress(Exception):  # a listener that is broken must not hide why the run ends
