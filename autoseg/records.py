@@ -169,7 +169,8 @@ class Job:
 
 @dataclass(frozen=True)
 class JobResult:
-    """`result.json` of a job. `status` is done, failed, skipped (a job it needs failed) or cancelled.
+    """`result.json` of a job. `status` is done, failed, skipped (a job it needs did not end well), cancelled (with the
+    run) or stopped (early, since its result was not wanted any more: `error` says why).
 
     In the file it is `running` from a job's start on, and stays so where the orchestrator itself was killed. `sizes`
     are the bytes of those outputs that are files, when it was done.

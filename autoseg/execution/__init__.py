@@ -2,8 +2,9 @@
 
 from autoseg.execution.executor import Executor
 from autoseg.execution.fake import FakeExecutor, FakeRun
+from autoseg.execution.feed import Feed
 from autoseg.execution.local import LocalExecutor
 from autoseg.execution.results import is_done, read_result
 from autoseg.execution.scheduler import Scheduler
 
-__all__ = ["Executor", "FakeExecutor", "FakeRun", "LocalExecutor", "Scheduler", "is_done", "read_result"]
+__all__ = ["Executor", "FakeExecutor", "FakeRun", "Feed", "LocalExecutor", "Scheduler", "is_done", "read_result"]

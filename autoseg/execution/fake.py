@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from autoseg.execution.executor import Executor
 from autoseg.records import Job
@@ -13,12 +15,16 @@ from autoseg.records import Job
 
 @dataclass(frozen=True)
 class FakeRun:
-    """What a job does: how long it runs, its exit code, what it prints, and which of its outputs it leaves out."""
+    """What a job does: how long it runs, its exit code, what it prints, and which of its outputs it leaves out.
+
+    `metrics`: the lines that it adds to its `progress` file, each with the second in which it does.
+    """
 
     seconds: float = 1.0
     exit_code: int = 0
     log: str = ""
     missing: tuple[str, ...] = ()
+    metrics: tuple[tuple[float, Mapping[str, Any]], ...] = ()
 
 
 @dataclass(eq=False)
@@ -32,6 +38,7 @@ class FakeProcess:
     started: float
     ends: float
     exit_code: int | None = None
+    written: int = 0
 
 
 @dataclass
@@ -57,6 +64,8 @@ class FakeExecutor(Executor[FakeProcess]):
         return handle
 
     def poll(self, handle: FakeProcess) -> int | None:
+        if handle.exit_code is None:
+            self._write_metrics(handle)
         if handle.exit_code is None and self.clock >= handle.ends:
             for output in handle.job.outputs:
                 if handle.run.exit_code == 0 and output not in handle.run.missing:
@@ -65,6 +74,13 @@ class FakeExecutor(Executor[FakeProcess]):
                     path.touch()
             handle.exit_code = handle.run.exit_code
         return handle.exit_code
+
+    def _write_metrics(self, handle: FakeProcess) -> None:
+        ripe = [line for second, line in handle.run.metrics if handle.started + second <= self.clock]
+        if handle.job.progress and len(ripe) > handle.written:
+            with open(Path(handle.job.cwd) / handle.job.progress, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in ripe[handle.written :])
+            handle.written = len(ripe)
 
     def cancel(self, handle: FakeProcess) -> None:
         if self.poll(handle) is None:

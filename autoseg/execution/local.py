@@ -52,8 +52,8 @@ class LocalProcess:
 class LocalExecutor(Executor[LocalProcess]):
     """Runs jobs by `subprocess`, argv as a list, without a shell."""
 
-    def __init__(self, grace_seconds: float = 5.0):
-        """`grace_seconds`: how long a cancelled job has between SIGTERM and SIGKILL."""
+    def __init__(self, grace_seconds: float = 4.0):
+        """`grace_seconds`: between SIGTERM and SIGKILL of a cancelled job; its slot is free within 5 s then."""
         self.grace_seconds = grace_seconds
         self._ended = threading.Event()
         self._running: set[LocalProcess] = set()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from autoseg.devices import makespan
 from autoseg.errors import Faults, nearest
 from autoseg.records import Job, Slot
 
 
-def check_jobs(jobs: Sequence[Job], slots: Sequence[Slot]) -> None:
-    """Refuse what can never run; raises InputError with every fault, before anything starts."""
+def check_jobs(jobs: Sequence[Job], slots: Sequence[Slot], known: Collection[str] = ()) -> None:
+    """Refuse what can never run; raises InputError with every fault, before anything starts.
+
+    `known`: the ids of jobs of the same run that were checked before.
+    """
     faults = Faults()
-    ids = [job.id for job in jobs]
+    ids = [*known, *(job.id for job in jobs)]
     gpus = gpu_count(slots)
     if jobs and not slots:
         faults.add("jobs", "slots", "there is no slot to run anything on")

@@ -16,8 +16,11 @@ class MetricsReader:
     Lines that are no JSON object are passed over; a file that shrank or was replaced is read from its beginning.
     """
 
-    def __init__(self, path: Path | None, *, from_start: bool):
-        """`from_start=False` passes over what stands there already: it is another try's."""
+    def __init__(self, path: Path | None, *, from_start: bool, before: MetricsReader | None = None):
+        """`from_start=False` passes over what stands there already: it is another training's.
+
+        `before`: the reader of the try before, whose validations are not handed out again.
+        """
         self.path = path
         self._offset = 0
         self._file_id: int | None = None
@@ -25,6 +28,8 @@ class MetricsReader:
         self._best: float | None = None
         self._heard = 0.0
         self._warnings: list[str] = []
+        self._validations: list[dict[str, Any]] = []
+        self._handed: set[bytes] = before._handed if before is not None else set()
         status = self._stat()
         if status is not None and not from_start:
             self._file_id, self._offset = status
@@ -73,6 +78,9 @@ class MetricsReader:
         dice = _number(values.get("mean_dice"))
         if dice is not None:
             self._best = dice if self._best is None else max(self._best, dice)
+            if line not in self._handed:  # a training that goes back to a checkpoint writes the whole file anew
+                self._handed.add(line)
+                self._validations.append(values)
 
     def facts(self, now: float) -> dict[str, Any]:
         """step, steps, epoch, loss, mean_dice (the last), best_dice and seconds_left; None where not known."""
@@ -90,6 +98,11 @@ class MetricsReader:
     def warnings(self) -> list[str]:
         """What the job has warned of since this was asked last."""
         new, self._warnings = self._warnings, []
+        return new
+
+    def validations(self) -> list[dict[str, Any]]:
+        """Lines with a finite mean_dice, whole, that were read since this was asked last; none twice."""
+        new, self._validations = self._validations, []
         return new
 
     def _seconds_left(self, now: float) -> float | None:

@@ -6,19 +6,18 @@ import contextlib
 import logging
 import math
 import os
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autoseg.devices import job_environment, lost_gpus
 from autoseg.errors import InputError
+from autoseg.execution.entry import Entry, jobs_event
 from autoseg.execution.executor import Executor
+from autoseg.execution.feed import Feed
 from autoseg.execution.gpus import GpuWatch, LostGpus
-from autoseg.execution.plan import assign, check_jobs, gpu_count, longest_first, seconds_left
-from autoseg.execution.progress import MetricsReader
-from autoseg.execution.results import describe_failure, is_done, log_tail, missing_outputs, output_sizes, read_result
+from autoseg.execution.plan import assign, check_jobs, gpu_count, longest_first
+from autoseg.execution.results import describe_failure, is_done, log_tail, missing_outputs, read_result
 from autoseg.execution.signals import SignalCounter
 from autoseg.records import Event, Job, JobResult, Slot
 from autoseg.workspace import LITTLE, patiently, room, says_full, write_json
@@ -26,36 +25,8 @@ from autoseg.workspace import LITTLE, patiently, room, says_full, write_json
 logger = logging.getLogger(__name__)
 TABLE_SECONDS = 1.0
 CANCEL_SECONDS = 60.0
+FATES = {"failed": "failed", "skipped": "was skipped", "stopped": "was stopped"}  # of jobs that others need
 ENOUGH = 64 * 2**20  # bytes free on the disk for jobs that had filled it to go on
-
-
-@dataclass
-class _Entry:
-    """A job in this run. `tries` counts its starts under the present fingerprint, `starts` those of this run."""
-
-    job: Job
-    folder: Path
-    state: str = "waiting"
-    tries: int = 0
-    starts: int = 0
-    slots: tuple[Slot, ...] = ()
-    handle: Any = None
-    started: float = 0.0
-    seconds: float = 0.0
-    log_start: int = 0
-    metrics: MetricsReader | None = None
-    signs: tuple[int, ...] = ()
-    alive: float = 0.0
-    fault: str | None = None
-    result: JobResult | None = None
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "output.log"
-
-    @property
-    def device(self) -> str:
-        return "+".join(slot.id for slot in self.slots)
 
 
 class Scheduler:
@@ -85,44 +56,61 @@ class Scheduler:
         self.stuck_seconds = stuck_seconds
         self.executor, self.slots, self.jobs_dir = executor, tuple(slots), Path(jobs_dir)
         self.notify, self.poll_seconds, self.max_tries = notify, poll_seconds, max_tries
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
+        self._feed, self._offered = Feed(), self.slots
         self._signals = SignalCounter()
         self._cramped = False
 
-    def run(self, jobs: Sequence[Job]) -> dict[str, JobResult]:
+    def run(self, jobs: Sequence[Job], feed: Feed | None = None) -> dict[str, JobResult]:
         """Run the jobs; returns every job's result, in the order given: done, failed or skipped.
 
         A job that is done already is kept as it is. One that fails touches no other but those that need it, which
         are skipped. SIGINT and SIGTERM, like any exception, cancel what runs (its result says `cancelled`) and
         raise: KeyboardInterrupt for the signals. Raises InputError for jobs that can never run, before any starts.
+
+        A `feed` is asked for further jobs whenever a slot is free and no job waits for one, until it is finished or
+        no slot is left; their results follow the others. One of its jobs that it does not want any longer is stopped:
+        that is no failure, and no later run tries it again from the same inputs. InputError also for a job of the
+        feed that can never run.
         """
         check_jobs(jobs, self.slots)
-        self._entries = {job.id: _Entry(job, self.jobs_dir / job.id) for job in longest_first(jobs)}
+        self._feed, self._offered = Feed() if feed is None else feed, self.slots
+        self._entries = {job.id: Entry(job, self.jobs_dir / job.id) for job in longest_first(jobs)}
         with self._signals.counting():
             try:
-                self._keep_done()
+                for entry in self._in_state("waiting"):
+                    self._recall(entry)
                 self._loop()
             except BaseException:
                 self._cancel_running()
                 raise
             finally:
                 self.executor.close()
-        return {job.id: result for job in jobs if (result := self.results.get(job.id)) is not None}
+        results = self.results
+        return {name: results[name] for name in dict.fromkeys([*(job.id for job in jobs), *results]) if name in results}
 
     @property
     def results(self) -> dict[str, JobResult]:
         """Of the jobs that have ended so far, by their ids."""
         return {name: entry.result for name, entry in self._entries.items() if entry.result is not None}
 
-    def _keep_done(self) -> None:
-        for entry in self._entries.values():
-            result = read_result(entry.folder)
-            if result is not None and result.fingerprint == entry.job.fingerprint:
-                entry.tries = result.tries
-            if is_done(entry.job, result):
-                entry.state, entry.result = "kept", result
-                facts = {"id": entry.job.id, "kept": True}
-                self.notify(Event("job_done", f"{entry.job.id} kept: it was done before, from the same inputs", facts))
+    def _recall(self, entry: Entry) -> None:
+        """What an earlier run left of a job made from the same inputs: its tries or, where it is over, its result."""
+        result = read_result(entry.folder)
+        if result is None or result.fingerprint != entry.job.fingerprint:
+            return
+        entry.tries = result.tries
+        facts: dict[str, Any] = {"id": entry.job.id, "kept": True}
+        if is_done(entry.job, result):
+            event = Event("job_done", f"{entry.job.id} kept: it was done before, from the same inputs", facts)
+        elif entry.fed and result.status == "stopped":
+            facts |= {"reason": result.error, "seconds": result.seconds}
+            event = Event("job_stopped", f"{entry.job.id} kept: it was stopped before: {result.error}", facts)
+        else:
+            return
+        entry.recall(result)
+        self._hand_over(entry)
+        self._tell(entry, event)
 
     def _loop(self) -> None:
         shown = -TABLE_SECONDS
@@ -131,6 +119,8 @@ class Scheduler:
                 code = self.executor.poll(entry.handle)
                 if code is not None:
                     self._ended(entry, code)
+                elif self._hand_over(entry):
+                    self.executor.cancel(entry.handle)
                 else:
                     self._end_if_stuck(entry)
             self._fail_homeless()
@@ -139,14 +129,19 @@ class Scheduler:
             if self._signals.count:
                 raise KeyboardInterrupt
             unfinished = self._in_state("waiting", "running")
-            if not unfinished or self.executor.now() - shown >= TABLE_SECONDS:
+            over = not unfinished and not self._growing()
+            if over or (unfinished and self.executor.now() - shown >= TABLE_SECONDS):
                 shown = self.executor.now()
                 self._show_jobs()
-            if not unfinished:
+            if over:
                 return
             self.executor.wait(self.poll_seconds)
 
-    def _in_state(self, *states: str) -> list[_Entry]:
+    def _growing(self) -> bool:
+        """Whether the feed may bring further jobs."""
+        return bool(self.slots) and not self._feed.finished()
+
+    def _in_state(self, *states: str) -> list[Entry]:
         return [entry for entry in self._entries.values() if entry.state in states]
 
     def _fail_homeless(self) -> None:
@@ -162,16 +157,16 @@ class Scheduler:
         while skipped:  # one skipped job dooms those that need it
             skipped = False
             for entry in self._in_state("waiting"):
-                lost = [n for n in entry.job.needs if self._entries[n].state in ("failed", "skipped")]
+                lost = [n for n in entry.job.needs if self._entries[n].state in FATES]
                 if lost:
                     skipped = True
-                    state = self._entries[lost[0]].state
-                    reason = f"needs {lost[0]}, which {'failed' if state == 'failed' else 'was skipped'}"
-                    self._finish(entry, "skipped", reason)
+                    reason = f"needs {lost[0]}, which {FATES[self._entries[lost[0]].state]}"
                     facts = {"id": entry.job.id, "needs": lost}
-                    self.notify(Event("job_skipped", f"{entry.job.id} skipped: {reason}", facts))
+                    event = Event("job_skipped", f"{entry.job.id} skipped: {reason}", facts)
+                    self._finish(entry, "skipped", reason, event)
 
     def _start_ready(self) -> None:
+        """Fill the free slots: with jobs that wait, and where none does, with those that the feed brings."""
         while self._has_room():
             busy = {slot for entry in self._in_state("running") for slot in entry.slots}
             free = [slot for slot in self.slots if slot not in busy]
@@ -180,23 +175,34 @@ class Scheduler:
                 for entry in self._in_state("waiting")
                 if all(self._entries[need].state in ("done", "kept") for need in entry.job.needs)
             ]
-            given = assign(ready, free, self.slots) if free else {}
-            started = [self._start(self._entries[name], slots) for name, slots in given.items()]
-            if all(started):  # a job that could not be started left its slot to the next
+            if not free or not (ready or self._take_next()):
+                return
+            given = assign(ready, free, self.slots)
+            for name, slots in given.items():  # one that cannot be started leaves its slot to the next
+                self._start(self._entries[name], slots)
+            if ready and not given:  # they wait for more GPUs than are free
                 return
 
-    def _start(self, entry: _Entry, slots: tuple[Slot, ...]) -> bool:
+    def _take_next(self) -> bool:
+        """Whether the feed brought a job: it waits now, or was over before it began."""
+        job = self._feed.next() if not self._signals.count else None
+        if job is None:
+            return False
+        check_jobs([job], self._offered, self._entries)
+        entry = self._entries[job.id] = Entry(job, self.jobs_dir / job.id, fed=True)
+        self._recall(entry)
+        self._fail_homeless()
+        self._skip_hopeless()
+        return True
+
+    def _start(self, entry: Entry, slots: tuple[Slot, ...]) -> None:
         job = self.at_start(entry.job)
-        entry.slots, entry.started = slots, self.executor.now()
-        entry.signs, entry.alive, entry.fault = (), entry.started, None
-        entry.tries, entry.starts, entry.seconds = entry.tries + 1, entry.starts + 1, 0.0
+        entry.begin(slots, self.executor.now())
         # from here on an older result is no evidence: the outputs are about to change
         running = JobResult(job.id, "running", job.fingerprint, tries=entry.tries, log=str(entry.log))
         self._write(entry.folder / "job.json", job)
         self._write(entry.folder / "result.json", running)
-        self._open_log(entry)
-        metrics = Path(job.cwd) / job.progress if job.progress else None
-        entry.metrics = MetricsReader(metrics, from_start=entry.tries > 1)
+        entry.open_log()
         gpus = tuple(slot.gpu for slot in slots if slot.gpu is not None) if job.resources.gpus else ()
         cpus = sum(slot.cpus for slot in slots)
         environment = {**os.environ, **job_environment(gpus, cpus), **job.env}
@@ -204,40 +210,42 @@ class Scheduler:
             entry.handle = self.executor.start(job, environment, entry.log)
         except (OSError, ValueError) as error:
             self._failed(entry, f"could not be started: {error}", f"could not be started: {error}")
-            return False
+            return
         entry.state = "running"
         cores = f"{cpus} core{'s' if cpus != 1 else ''}"
         facts = {"id": job.id, "device": entry.device, "gpus": gpus, "cpus": cpus, "tries": entry.tries}
         self.notify(Event("job_started", f"{job.id} started on {entry.device} ({cores})", facts))
-        return True
 
-    def _open_log(self, entry: _Entry) -> None:
-        """A first try gets an empty log, a further one is appended under a line that says so."""
-        if entry.tries == 1:
-            entry.log.unlink(missing_ok=True)
-        if entry.log.exists():
-            with open(entry.log, "a", encoding="utf-8") as file:
-                file.write(f"\n=== try {entry.tries}, {time.strftime('%Y-%m-%d %H:%M:%S')} ===\n")
-        entry.log_start = entry.log.stat().st_size if entry.log.exists() else 0
+    def _hand_over(self, entry: Entry) -> bool:
+        """Hand the feed the new validations of a job of its; whether it says that the job is not wanted any longer."""
+        if not entry.fed:
+            return False
+        entry.metrics.catch_up(self.executor.now())
+        lines = entry.metrics.validations()
+        reason = self._feed.unwanted(entry.job, lines) if lines else None
+        if entry.unwanted is None:
+            entry.unwanted = reason
+        return reason is not None
 
-    def _end_if_stuck(self, entry: _Entry) -> None:
+    def _end_if_stuck(self, entry: Entry) -> None:
         """Ask a job to end that has given no sign of life for too long; `_ended` then finds the reason in `fault`."""
-        now = self.executor.now()
-        progress = Path(entry.job.cwd) / entry.job.progress if entry.job.progress else entry.log
-        signs = tuple(path.stat().st_size if path.exists() else -1 for path in (entry.log, progress))
-        if signs != entry.signs:
-            entry.signs, entry.alive = signs, now
-        elif entry.fault is None and now - entry.alive > self.stuck_seconds and room(entry.folder) >= LITTLE:
-            entry.fault = f"stuck: its log and progress have not grown for {now - entry.alive:.0f} s; it was ended"
+        quiet = entry.quiet_seconds(self.executor.now())
+        if entry.fault is None and quiet > self.stuck_seconds and room(entry.folder) >= LITTLE:
+            entry.fault = f"stuck: its log and progress have not grown for {quiet:.0f} s; it was ended"
             self.executor.cancel(entry.handle)
 
-    def _ended(self, entry: _Entry, code: int) -> None:
+    def _ended(self, entry: Entry, code: int) -> None:
         entry.seconds = self.executor.now() - entry.started
+        self._hand_over(entry)
         missing = missing_outputs(entry.job)
         if entry.fault is None and code == 0 and not missing:
-            self._finish(entry, "done", None)
             facts = {"id": entry.job.id, "seconds": entry.seconds, "tries": entry.tries}
-            self.notify(Event("job_done", f"{entry.job.id} done in {entry.seconds:.1f} s", facts))
+            self._finish(entry, "done", None, Event("job_done", f"{entry.job.id} done in {entry.seconds:.1f} s", facts))
+            return
+        if entry.unwanted is not None:
+            facts = {"id": entry.job.id, "reason": entry.unwanted, "seconds": entry.seconds}
+            event = Event("job_stopped", f"{entry.job.id} stopped: {entry.unwanted}", facts)
+            self._finish(entry, "stopped", entry.unwanted, event)
             return
         lines = log_tail(entry.log, entry.log_start)
         if code != InputError.exit_code and self._gpu_failed(entry, lines):
@@ -254,14 +262,14 @@ class Scheduler:
             error = "\n".join([headline, *error.splitlines()[1:]])
         self._failed(entry, headline, error, code)
 
-    def _gpu_failed(self, entry: _Entry, lines: list[str]) -> bool:
+    def _gpu_failed(self, entry: Entry, lines: list[str]) -> bool:
         """Whether a job failed for want of its GPU: it then waits for another, and the try does not count."""
         known = set(self.gpus.out)
         blamed = self.gpus.blame(entry.slots, lines) if entry.job.resources.gpus else {}
         if not blamed:
             return False
         names = {slot.gpu: f"GPU {slot.gpu} ({slot.name or slot.device})" for slot in entry.slots}
-        self._wait_again(entry)
+        entry.wait(counts=False)
         for gpu, reason in blamed.items():
             facts = {"id": entry.job.id, "gpu": gpu, "reason": reason, "log": str(entry.log)}
             fate = "is out of use" if gpu in self.gpus.out else "has failed a job, and is tried once more"
@@ -273,14 +281,9 @@ class Scheduler:
         self.notify(Event("stage", f"{entry.job.id} was failed by its GPU, not by itself: it waits for a free one"))
         return True
 
-    def _wait_again(self, entry: _Entry) -> None:
-        """A job that ended by no fault of its own waits for its turn again, and the try does not count."""
-        entry.state, entry.slots, entry.handle = "waiting", (), None
-        entry.tries, entry.starts = entry.tries - 1, entry.starts - 1
-
-    def _wait_for_room(self, entry: _Entry) -> None:
+    def _wait_for_room(self, entry: Entry) -> None:
         """A job that died of a full disk waits, and no job starts until there is room."""
-        self._wait_again(entry)
+        entry.wait(counts=False)
         self._cramped = True
         message = f"{entry.job.id} ended for want of disk space: it goes on when there is room in {self.jobs_dir}"
         self.notify(Event("warning", message, {"id": entry.job.id, "log": str(entry.log)}))
@@ -292,34 +295,28 @@ class Scheduler:
             self.notify(Event("stage", "there is room on the disk again: the jobs go on"))
         return not self._cramped
 
-    def _failed(
-        self, entry: _Entry, headline: str, error: str, code: int | None = None, hopeless: bool = False
-    ) -> None:
+    def _failed(self, entry: Entry, headline: str, error: str, code: int | None = None, hopeless: bool = False) -> None:
         again = entry.starts < self.max_tries and code != InputError.exit_code and not hopeless
-        if again:
-            entry.state, entry.slots, entry.handle = "waiting", (), None
-        else:
-            self._finish(entry, "failed", error)
         facts: dict[str, Any] = {"id": entry.job.id, "headline": headline, "error": error, "log": str(entry.log)}
         facts |= {"exit_code": code, "tries": entry.tries, "again": again}
         message = f"{entry.job.id} failed{', and is tried again' if again else ''}: {headline}"
-        self.notify(Event("job_failed", message, facts))
+        event = Event("job_failed", message, facts)
+        if again:
+            entry.wait(counts=True)
+            self.notify(event)
+        else:
+            self._finish(entry, "failed", error, event)
 
-    def _finish(self, entry: _Entry, status: str, error: str | None) -> None:
-        job = entry.job
-        entry.state = status
-        entry.result = JobResult(
-            id=job.id,
-            status=status,
-            fingerprint=job.fingerprint,
-            outputs=job.outputs if status == "done" else (),
-            tries=entry.tries,
-            seconds=round(entry.seconds, 3),
-            error=error,
-            log=str(entry.log) if entry.starts else None,
-            sizes=output_sizes(job) if status == "done" else {},
-        )
-        self._write(entry.folder / "result.json", entry.result)
+    def _finish(self, entry: Entry, status: str, error: str | None, event: Event) -> None:
+        """A job ended for good."""
+        self._write(entry.folder / "result.json", entry.end(status, error))
+        self._tell(entry, event)
+
+    def _tell(self, entry: Entry, event: Event) -> None:
+        """Tell all that a job is over, and then the feed, where it is one of its."""
+        self.notify(event)
+        if entry.fed and entry.result is not None:
+            self._feed.ended(entry.job, entry.result)
 
     def _write(self, path: Path, record: Job | JobResult) -> None:
         """Write a record, however long the disk is full; Ctrl-C ends the waiting."""
@@ -335,33 +332,12 @@ class Scheduler:
         patiently(lambda: write_json(path, record), path, say=say, pause=pause)
 
     def _show_jobs(self) -> None:
-        now = self.executor.now()
-        rows = [self._row(self._entries[name], now) for name in self._entries]
-        finished = len(rows) - len(self._in_state("waiting", "running"))
-        facts = {"jobs": rows, "finished": finished, "total": len(rows), "seconds_left": self._seconds_left(rows)}
-        self.notify(Event("jobs", f"{finished} of {len(rows)} jobs finished", facts))
-
-    def _seconds_left(self, rows: Sequence[dict[str, Any]]) -> float | None:
-        ran = [e for e in self._in_state("done") if e.starts]
-        running = [(e, row) for e, row in zip(self._entries.values(), rows, strict=True) if row["state"] == "running"]
-        return seconds_left(
-            [(entry.job.cost, entry.seconds) for entry in ran],
-            [(entry.job.cost, row["seconds"], row["seconds_left"]) for entry, row in running],
-            [entry.job.cost for entry in self._in_state("waiting")],
-            len(self.slots),
-        )
-
-    def _row(self, entry: _Entry, now: float) -> dict[str, Any]:
-        reader = entry.metrics or MetricsReader(None, from_start=True)
-        reader.update(now)
-        running = entry.state == "running"
-        row = {"id": entry.job.id, "state": entry.state, "device": entry.device, **reader.facts(now)}
-        row["seconds"] = now - entry.started if running else entry.result.seconds if entry.result else 0.0
-        row["seconds_left"] = row["seconds_left"] if running else None
-        row["tries"] = entry.tries
-        for message in reader.warnings():
-            self.notify(Event("warning", f"{entry.job.id}: {message}", {"id": entry.job.id}))
-        return row
+        entries = tuple(self._entries.values())
+        event = jobs_event(entries, self.slots, self.executor.now(), growing=self._growing())
+        for entry in entries:
+            for message in entry.metrics.warnings():
+                self.notify(Event("warning", f"{entry.job.id}: {message}", {"id": entry.job.id}))
+        self.notify(event)
 
     def _cancel_running(self) -> None:
         """Cancel all jobs, wait until they have ended, and say so; a second signal ends the waiting."""
@@ -377,7 +353,7 @@ class Scheduler:
         for entry in running:
             entry.seconds = self.executor.now() - entry.started
             try:
-                self._finish(entry, "cancelled", "cancelled while it ran")
+                self._write(entry.folder / "result.json", entry.end("cancelled", "cancelled while it ran"))
             except (OSError, KeyboardInterrupt):
                 logger.warning("%s: the result could not be written", entry.folder, exc_info=True)
         with contextlib.suppress(Exception):  # a listener that is broken must not hide why the run ends

@@ -92,3 +92,21 @@ def test_all_of_a_long_file_is_caught_up_with(tmp_path: Path, monkeypatch: pytes
     reader = MetricsReader(path, from_start=True)
     reader.catch_up(0.0)
     assert reader.facts(0.0)["step"] == 200
+
+
+def test_validations_are_handed_out_whole_and_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"step": step, "mean_dice": 0.1 * step, "dice": {"1": 0.5}, "loss": None} for step in range(4)]
+    append(path, lines[0], {"step": 1, "loss": 0.5}, {"step": 1, "mean_dice": None}, lines[1], torn='{"mean_dice": 0.9')
+    append(path, "}", '{"mean_dice": NaN}')
+    first = MetricsReader(path, from_start=True)
+    first.update(0.0)
+    assert first.validations() == [*lines[:2], {"mean_dice": 0.9}] and first.validations() == []
+    path.unlink()
+    append(path, *lines[:3])  # back to a checkpoint, and on
+    first.update(1.0)
+    assert first.validations() == [lines[2]]
+    append(path, lines[3])
+    second = MetricsReader(path, from_start=True, before=first)
+    second.update(2.0)
+    assert second.validations() == [lines[3]] and second.facts(2.0)["best_dice"] == pytest.approx(0.3)
