@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,19 @@ def template_settings(folder: Path) -> dict[str, Any]:
     """Every hyper-parameter of a family with its default: the shared ones and its own (not of foreign templates)."""
     own = parse_yaml((folder / "configs" / "hyper_parameters.yaml").read_text("utf-8"))
     return {**skeleton_settings(), **(own or {})}
+
+
+def same_kind(value: Any, default: Any) -> bool:
+    """Whether a hyper-parameter's value is a number, list, text, ... as its default is; null stands for any."""
+    if value is None or default is None:
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, (int, float)):
+        return isinstance(value, (int, float))
+    if isinstance(default, (list, tuple)):
+        numbers = all(isinstance(item, (int, float)) for item in default)
+        return isinstance(value, (list, tuple)) and not (
+            numbers and default and any(isinstance(item, (str, Mapping)) for item in value)
+        )
+    return isinstance(value, type(default))

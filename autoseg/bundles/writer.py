@@ -46,6 +46,7 @@ def write_bundle(root: Path, settings: Mapping[str, Any]) -> None:
     own = readme.read_text("utf-8") if readme.exists() else f"# {settings['name']}\n"
     with atomic_file(readme) as file:
         file.write(own.removesuffix(use) + use)
+    (root / "search_space.yaml").unlink(missing_ok=True)  # the family's: a bundle is one point of it
     (root / "models").mkdir(exist_ok=True)
     shutil.copyfile(SKELETON / "LICENSE", root / "LICENSE")
 

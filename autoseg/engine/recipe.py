@@ -13,33 +13,41 @@ from torch.optim.swa_utils import AveragedModel
 from autoseg.engine.classes import Classes
 
 Loss = Callable[[list[torch.Tensor], torch.Tensor], torch.Tensor]
-LOSSES = {"dice_ce": DiceCELoss, "dice_focal": DiceFocalLoss}
+LOSSES = {"dice_ce": (DiceCELoss, "lambda_ce"), "dice_focal": (DiceFocalLoss, "lambda_focal")}
 
 
 class DiceBCELoss(torch.nn.Module):
     """Dice plus binary cross-entropy of independent outputs; MONAI's DiceCELoss takes several for exclusive classes."""
 
-    def __init__(self) -> None:
+    def __init__(self, lambda_dice: float = 1.0, lambda_ce: float = 1.0) -> None:
         super().__init__()
+        self.lambda_dice, self.lambda_ce = lambda_dice, lambda_ce
         self.dice = DiceLoss(sigmoid=True, batch=True)
         self.cross_entropy = torch.nn.BCEWithLogitsLoss()
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Logits and masks, [B, R, ...] both."""
-        loss: torch.Tensor = self.dice(logits, target) + self.cross_entropy(logits, target)
+        dice, entropy = self.dice(logits, target), self.cross_entropy(logits, target)
+        loss: torch.Tensor = self.lambda_dice * dice + self.lambda_ce * entropy
         return loss
 
 
 def build_loss(settings: Mapping[str, Any]) -> Loss:
     """Dice over the batch plus cross-entropy or focal loss, halved in weight at each supervised level.
 
+    `dice_share` (0 to 1) is the weight of Dice; at 0.5 the two are added as they are.
     Called with logits [B, K, ...] by level (or one tensor) and label indices [B, 1, ...].
     """
     classes = Classes.of(settings)
+    share = float(settings["dice_share"])
+    kind, other = LOSSES[settings["loss"]]
+    weights = {"lambda_dice": 2 * share, other: 2 * (1 - share)}
     if not classes.regions:
-        base = LOSSES[settings["loss"]](softmax=True, to_onehot_y=True, include_background=False, batch=True)
+        base = kind(softmax=True, to_onehot_y=True, include_background=False, batch=True, **weights)
+    elif settings["loss"] == "dice_ce":
+        base = DiceBCELoss(**weights)
     else:
-        base = DiceBCELoss() if settings["loss"] == "dice_ce" else DiceFocalLoss(sigmoid=True, batch=True)
+        base = DiceFocalLoss(sigmoid=True, batch=True, **weights)
     supervised = DeepSupervisionLoss(base)
 
     def loss(outputs: list[torch.Tensor], label: torch.Tensor) -> torch.Tensor:

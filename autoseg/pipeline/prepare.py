@@ -71,7 +71,7 @@ def families(config: RunConfig) -> dict[str, Path]:
 def check_settings(config: RunConfig) -> None:
     """The families are there and know the hyper-parameters that are set for them."""
     from autoseg.bundles.contract import is_foreign
-    from autoseg.bundles.templates import available_templates, template_settings
+    from autoseg.bundles.templates import available_templates, same_kind, template_settings
 
     faults = Faults()
     try:
@@ -86,7 +86,7 @@ def check_settings(config: RunConfig) -> None:
         if key not in every and not foreign:
             faults.add("", f"--set {key}", f"no bundle knows this hyper-parameter{nearest(key, every)}")
         for own in known.values():
-            if not _same_kind(value, own.get(key)):
+            if not same_kind(value, own.get(key)):
                 faults.add("", f"--set {key}", f"{value!r} is not of the kind of its default, {own[key]!r}")
                 break
     for family, settings in config.family_settings.items():
@@ -99,26 +99,10 @@ def check_settings(config: RunConfig) -> None:
             if key not in known[family]:
                 hint = nearest(key, known[family])
                 faults.add("", f"--set {family}.{key}", f"no such hyper-parameter of {family}{hint}")
-            elif not _same_kind(value, known[family][key]):
+            elif not same_kind(value, known[family][key]):
                 message = f"{value!r} is not of the kind of its default, {known[family][key]!r}"
                 faults.add("", f"--set {family}.{key}", message)
     faults.raise_if_any()
-
-
-def _same_kind(value: Any, default: Any) -> bool:
-    """Whether a hyper-parameter's value is a number, list, text, ... as its default is; null stands for any."""
-    if value is None or default is None:
-        return True
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(default, bool) and isinstance(value, bool)
-    if isinstance(default, (int, float)):
-        return isinstance(value, (int, float))
-    if isinstance(default, (list, tuple)):
-        numbers = all(isinstance(item, (int, float)) for item in default)
-        return isinstance(value, (list, tuple)) and not (
-            numbers and default and any(isinstance(item, (str, Mapping)) for item in value)
-        )
-    return isinstance(value, type(default))
 
 
 def examine_data(

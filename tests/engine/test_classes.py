@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from monai.losses import DiceLoss
 
 from autoseg.engine.classes import Classes
 from autoseg.engine.recipe import build_loss
@@ -145,8 +146,22 @@ def test_the_loss_is_least_where_the_answer_is_right(classes: Classes, loss: str
     masks = classes.target(index)
     if not classes.regions:
         masks = torch.nn.functional.one_hot(index[:, 0].long(), 3).movedim(-1, 1).float()
-    settings = {"loss": loss, "label_values": list(classes.values), "regions": classes.regions}
+    settings = {"loss": loss, "dice_share": 0.5, "label_values": list(classes.values), "regions": classes.regions}
     measure = build_loss(settings)
     right, wrong = 20 * masks - 10, 10 - 20 * masks
     assert measure([right, right[..., 1::2, 1::2, 1::2]], index) < 0.1
     assert measure([right], index) < measure([0 * right], index) < measure([wrong], index)
+
+
+@pytest.mark.parametrize("loss", ["dice_ce", "dice_focal"])
+@KINDS
+def test_a_loss_of_equal_shares_is_the_plain_sum_of_its_two(classes: Classes, loss: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    index = torch.randint(0, len(classes.values), (2, 1, 4, 4, 4), generator=random).float()
+    logits = torch.randn(2, len(classes.regions or classes.values), 4, 4, 4, generator=random)
+    settings = {"loss": loss, "label_values": list(classes.values), "regions": classes.regions}
+    both, dice, other = (float(build_loss({**settings, "dice_share": s})([logits], index)) for s in (0.5, 1, 0))
+    options = {"sigmoid": True} if classes.regions else {"softmax": True, "to_onehot_y": True}
+    plain = DiceLoss(include_background=bool(classes.regions), batch=True, **options)
+    assert dice == pytest.approx(2 * float(plain(logits, classes.target(index))))
+    assert both == pytest.approx(0.5 * dice + 0.5 * other) and 0 < other != pytest.approx(dice)

@@ -169,3 +169,14 @@ def test_rotation_stays_within_the_planes(make_bundle: MakeBundle, tmp_path: Pat
     assert all(max(np.ptp(patch[1], axis=a).max() for patch in within) > 0.3 for a in (1, 2)), "nothing is rotated"
     if not flat:
         assert max(np.ptp(patch[0], axis=(1, 2)).max() for patch in patches([0, 1, 2])) > 0.3
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0, 2.0, 100.0])
+def test_augmentation_multiplies_every_probability_but_that_of_mirroring(
+    make_bundle: MakeBundle, strength: float
+) -> None:
+    bundle = Bundle.load(make_bundle(augmentation=strength))
+    random = [t for t in bundle.patch_transforms().transforms if hasattr(t, "prob")]
+    names = "affine noise blur brightness brightness contrast gamma low_resolution".split()
+    expected = [min(1.0, strength * bundle.settings[f"{name}_prob"]) for name in names]
+    assert [t.prob for t in random] == expected
