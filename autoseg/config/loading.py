@@ -81,7 +81,7 @@ def load_config(
 
 def _read_sweep(file: str, plain: Mapping[Any, Any], flags: Mapping[str, Any], faults: Faults) -> SweepConfig:
     """`hpo_params` of the source, and the flags' over them."""
-    given = {}
+    given: dict[str, dict[Any, Any]] = {}
     for origin, mapping in ((file, plain), ("", flags)):
         params = mapping.get("hpo_params")
         if params is not None and not isinstance(params, Mapping):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoseg.config.keys import boolean, duration, integer, positive, text
+from autoseg.config.keys import duration, integer, positive, text
 from autoseg.errors import Faults, InputError, nearest
 from autoseg.workspace import parse_yaml
 
@@ -31,7 +31,6 @@ class SweepConfig:
     held_out: float | None = None  # share of the patients that no trial sees; None: a fold
     storage: str | None = None  # URL of Optuna's storage; None: hpo/journal.log
     study: str = "autoseg"  # its name there
-    pictures: bool = True
 
 
 def _share(value: Any) -> float:
@@ -100,7 +99,6 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "held_out": _share,
     "storage": text,
     "study": text,
-    "pictures": boolean,
 }
 assert set(READERS) == {f.name for f in dataclasses.fields(SweepConfig)}
 

@@ -21,13 +21,13 @@ from autoseg.errors import InputError
 from autoseg.execution import Feed
 from autoseg.hpo.objectives import Objective
 from autoseg.hpo.race import Race
-from autoseg.hpo.space import BoundSpace
+from autoseg.hpo.bound import PLANNED, BoundSpace
+from autoseg.hpo.study import points_left
 from autoseg.records import Event, Job, JobResult
 from autoseg.workspace import read_json, read_keys, write_json
 
 STEPS = 10  # reports of a training to Optuna: tenths of its budget
 JOB_SECONDS = "job_seconds"  # added to the scores of a training: of its process
-DEFAULT = "default"  # user attribute of a trial of the planned configuration: its family
 
 
 @dataclass(frozen=True)
@@ -148,19 +148,21 @@ class Sweep(Feed):
         while not wanted and before != (len(self.race.verdicts), self.race.incumbent):
             before = (len(self.race.verdicts), self.race.incumbent)
             if self.race.incumbent is None:
-                self.race.incumbent = self._default()
+                self.race.incumbent = self.default()
             wanted = self.race.settle(self.ranked(), lambda number, fold: (number, fold) in self.lost)
         running = set(self._running.values())
         return [one for one in wanted if one not in running and self.terms.in_time(False)]
 
     def _may_ask(self) -> bool:
         begun = [t for t in self.study.get_trials(deepcopy=False) if t.state is not TrialState.WAITING]
-        return len(begun) < self.terms.n_trials and self.terms.in_time(True)
+        return len(begun) < self.terms.n_trials and points_left(self.study) and self.terms.in_time(True)
 
     def _ask(self) -> int:
         handle = self.study.ask()
         suggested = self.space.suggest(handle)
-        asked = Asked(handle.number, suggested.family, suggested.overrides)
+        # the default is the plan itself, even where the space does not hold it
+        overrides = {} if PLANNED in handle.user_attrs else suggested.overrides
+        asked = Asked(handle.number, suggested.family, overrides)
         self.asked[handle.number], self._handles[handle.number] = asked, handle
         write_json(self.home(handle.number) / "trial.json", asked)
         return handle.number
@@ -169,7 +171,7 @@ class Sweep(Feed):
         """The planned configuration of every family comes first."""
         if not self.study.get_trials(deepcopy=False):
             for family in self.space.families:
-                self.study.enqueue_trial(self.space.default(family), user_attrs={DEFAULT: family})
+                self.study.enqueue_trial(self.space.default(family), user_attrs={PLANNED: family})
 
     def _take_up(self) -> None:
         """The trials of earlier calls: those that were running go on, or are told as failed where that cannot be."""
@@ -261,16 +263,11 @@ class Sweep(Feed):
         ]
         return [number for _, number in sorted(done)]
 
-    def _default(self) -> int | None:
-        """The incumbent to begin with: the first family's default, once it is done; where it failed, the best trial."""
+    def default(self) -> int | None:
+        """The first family's planned configuration, once it is done."""
         ranked = self.ranked()
-        for trial in self.study.get_trials(deepcopy=False):
-            if trial.user_attrs.get(DEFAULT) == self.space.families[0]:
-                if trial.number in ranked:
-                    return trial.number
-                if not trial.state.is_finished():
-                    return None
-        return ranked[0] if ranked and not self._may_ask() and not self._running else None
+        planned = (t for t in self.study.get_trials(deepcopy=False) if t.number in ranked and PLANNED in t.user_attrs)
+        return next((t.number for t in planned if t.user_attrs[PLANNED] == self.space.families[0]), None)
 
     def _by_case(self, number: int, fold: int) -> dict[str, float] | None:
         found = self.scores.get((number, fold))

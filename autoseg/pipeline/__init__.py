@@ -1,4 +1,4 @@
-"""The verbs of a run: check, analyze, generate, train, ensemble, run; predict and evaluate for new data.
+"""The verbs of a run: check, analyze, generate, train, tune, ensemble, run; predict and evaluate for new data.
 
 Each takes a checked `RunConfig` and a listener for events, reads the files of the stage before and writes its own.
 """
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from autoseg.analysis import CheckResult
     from autoseg.evaluation import Evaluation
     from autoseg.pipeline.dry import DryRun
+    from autoseg.pipeline.judging import SweepResult
     from autoseg.pipeline.pace import Pace
 
 __all__ = ["RunResult", "analyze", "cancel", "check", "ensemble", "evaluate", "generate", "job_log", "predict", "run"]
-__all__ += ["status", "train"]
+__all__ += ["status", "train", "tune"]
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,20 @@ def _generate(session: Session) -> tuple[Datalist, list[Path]]:
 def train(config: RunConfig, notify: Notify | None = None) -> RunResult:
     """Everything up to the leaderboard; what is already there and unchanged is kept."""
     return run(config, notify, stop_after="train")
+
+
+def tune(config: RunConfig, notify: Notify | None = None) -> SweepResult:
+    """Search the hyper-parameters, compare the best configuration with the default on cases that no trial has seen.
+
+    The same command goes on where an earlier one was cut off. Raises InputError before a trial starts where something
+    is wrong, NoResultError where every trial failed.
+    """
+    from autoseg.pipeline import tuning  # and Optuna
+
+    tuning.refuse_bad_sweep(config)
+    with open_session(config, notify, timed=True) as session:
+        datalist = prepare.stored_datalist(session.workspace) if config.analyze is False else prepare.analyse(session)
+        return tuning.sweep(session, datalist)
 
 
 def ensemble(config: RunConfig, notify: Notify | None = None) -> RunResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from autoseg.hpo.race import Paired, paired
 from autoseg.hpo.sweep import Sweep
 from autoseg.pipeline import predicting
 from autoseg.pipeline.session import Session
-from autoseg.records import Datalist, Event
+from autoseg.records import Case, Datalist, Event
 from autoseg.workspace import Workspace, write_json, write_yaml
 
 
@@ -71,22 +72,27 @@ def judge(session: Session, feed: Sweep, split: Datalist) -> SweepResult:
     ranked = feed.ranked()
     if not ranked:
         raise NoResultError(_commonest_error(feed))
-    default = feed.race.incumbent if not feed.race.verdicts else feed.race.verdicts[0][1]
+    default = feed.default()
     winner = feed.race.incumbent if feed.race.incumbent not in (None, default) else None
     rival = winner if winner is not None else next((number for number in ranked if number != default), None)
-    gain, values = None, (None, None)
+    gain: Paired | None = None
+    values: tuple[float | None, float | None] = (None, None)
     if default is not None and rival is not None:
         gain, values = _held_out(session, feed, split, default, rival)
     better = winner is not None and gain is not None and gain.low > 0
     chosen = feed.asked[rival if rival is not None else ranked[0]]
-    files, notes = write_outcome(feed.study, hpo, [o.name for o in feed.objectives], session.config.hpo_params.pictures)
+    outcome = write_outcome(feed.study, hpo, [o.name for o in feed.objectives], default)
+    reasons: dict[str, list[str]] = {}
+    for name, reason in outcome.left_out.items():
+        reasons.setdefault(reason, []).append(name)
+    notes = tuple(f"{', '.join(names)} left out: {reason}" for reason, names in reasons.items())
     sentence = _sentence(feed, default, rival, winner, gain, values, better)
     best = {chosen.family: chosen.overrides} if better else {}
     write_yaml(hpo / "best.yaml", best, versioned=False, header=f"for --set @best.yaml: {sentence}")
     states = Counter(WORDS[t.state] for t in feed.study.get_trials(deepcopy=False) if t.state in WORDS)
     result = SweepResult(
         session.workspace.root, chosen.number, chosen.family, chosen.overrides, better, sentence, gain, *values,
-        dict(states), ranking=_ranking(feed, default), notes=tuple(notes),
+        dict(states), ranking=_ranking(feed, default), notes=notes,
     )  # fmt: skip
     verdicts = [
         {"trial": trial, "against": against, **vars(found), "verdict": verdict}
@@ -95,7 +101,7 @@ def judge(session: Session, feed: Sweep, split: Datalist) -> SweepResult:
     write_json(hpo / "summary.json", {**vars(result), "race": verdicts})
     for note in notes:
         session.notify(Event("warning", note))
-    session.notify(Event("result", sentence, {"winner": chosen.number, "better": better, "files": files}))
+    session.notify(Event("result", sentence, {"winner": chosen.number, "better": better, "files": outcome.files}))
     return result
 
 
@@ -130,15 +136,19 @@ def _held_out(
     session.stage(f"held-out cases: {len(split.testing)}, by trials {default} (the default) and {rival}")
     for number in (default, rival):
         bundles = [feed.bundle(number, fold) for fold in folds]
+        label = f"held_out_{number:04d}"
         folder = session.workspace.hpo / "held_out" / f"trial_{number:04d}"
-        predictions, _ = predicting.predict_cases(
-            session, bundles, split.testing, lambda case, at=folder: at / f"{case.id}.nii.gz", f"held_out_{number:04d}"
-        )  # type: ignore[misc]
+        output = functools.partial(_output, folder)
+        predictions, _ = predicting.predict_cases(session, bundles, split.testing, output, label)
         evaluation = _evaluated(session, split, predictions)
         rows = [{**vars(row), "label": str(row.label)} for row in evaluation.cases]
         values.append(objective.by_case([{"cases": rows}]))
         means.append(objective.value([{"cases": rows}]) if objective.metric else fmean(values[-1].values()))
     return paired(values[1], values[0]), (means[0], means[1])
+
+
+def _output(folder: Path, case: Case) -> Path:
+    return folder / f"{case.id}.nii.gz"
 
 
 def _evaluated(session: Session, split: Datalist, predictions: Mapping[str, Path]) -> Evaluation:

@@ -10,8 +10,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import optuna
-
 from autoseg.bundles import load_algo
 from autoseg.bundles.contract import is_foreign
 from autoseg.config import RunConfig, config_to_input
@@ -26,9 +24,9 @@ from autoseg.pipeline import prepare, training
 from autoseg.pipeline.clock import Clock
 from autoseg.pipeline.inputs import case_digests, fingerprint, made_from
 from autoseg.pipeline.judging import SweepResult, judge
-from autoseg.pipeline.session import Notify, Session, open_session
+from autoseg.pipeline.session import Session
 from autoseg.planning import Plan
-from autoseg.records import Datalist, Job, Slot
+from autoseg.records import Datalist, Event, Job, Slot
 from autoseg.workspace import read_json, write_json, write_yaml
 
 TRIALS = 30  # where nothing says how many
@@ -37,17 +35,6 @@ START_SECONDS = 30.0  # of a training, for its process and the scores at its end
 SHORTEST = 20.0  # seconds of a trial's training
 BUDGET = ("num_epochs", "num_iterations", "max_seconds")
 PRUNER = "median"
-
-
-def tune(config: RunConfig, notify: Notify | None = None) -> SweepResult:
-    """Search the hyper-parameters, compare the best configuration with the default on cases that no trial has seen.
-
-    The same command goes on where an earlier one was cut off. Raises InputError before a trial starts where something
-    is wrong, NoResultError where every trial failed.
-    """
-    refuse_bad_sweep(config)
-    with open_session(config, notify, timed=True) as session:
-        return sweep(session, prepare.analyse(session))
 
 
 def refuse_bad_sweep(config: RunConfig) -> None:
@@ -201,13 +188,18 @@ class _Sweeping:
         )
         limited = asked.n_trials is not None or self.clock is not None
         trials: float = asked.n_trials or (math.inf if limited else TRIALS)
-        if isinstance(study.sampler, optuna.samplers.GridSampler):
-            trials = min(trials, math.prod(map(len, self.space.grid().values())) + len(self.plans))
         folds = self.split.num_fold
+        self._say_where_the_plan_lies_outside()
         terms = Terms(trials, min(asked.trial_folds, folds), min(asked.race_folds, folds), self._in_time)
         self.feed = Sweep(
             study, self.space, self.objectives, workspace.hpo, self.make_job, terms, self.session.notify
         )
+
+    def _say_where_the_plan_lies_outside(self) -> None:
+        for family in self.plans:
+            for name, (planned, there) in self.space.default_differs(family).items():
+                message = f"{family}.{name} is planned as {planned}, outside of the space: Optuna is told {there} of it"
+                self.session.notify(Event("warning", message))
 
     def _identity(self) -> dict[str, Any]:
         """What all trials of a study must share, or their values could not be compared."""
