@@ -191,8 +191,6 @@ class Scheduler:
         check_jobs([job], self._offered, self._entries)
         entry = self._entries[job.id] = Entry(job, self.jobs_dir / job.id, fed=True)
         self._recall(entry)
-        self._fail_homeless()
-        self._skip_hopeless()
         return True
 
     def _start(self, entry: Entry, slots: tuple[Slot, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -231,6 +232,19 @@ def test_an_exception_of_the_feed_cancels_what_runs_and_comes_through(room: Room
     long = read_result(room.jobs_dir / "t0")
     assert long is not None and long.status == "cancelled"
     assert "t0" not in dict(feed.told) and room.executor.history[0].exit_code == -15
+
+
+def test_after_a_signal_the_feed_is_asked_no_more(room: Room) -> None:
+    class Interrupting(Jobs):
+        def next(self) -> Job | None:
+            signal.raise_signal(signal.SIGINT)
+            return super().next()
+
+    feed = Interrupting([room.job("t0"), room.job("t1")])
+    with pytest.raises(KeyboardInterrupt):
+        room.run(feed, slots=CPU[:2])
+    result = read_result(room.jobs_dir / "t0")
+    assert room.starts == ["t0"] and result is not None and result.status == "cancelled" and feed.told == []
 
 
 def test_a_feed_that_has_none_at_present_is_asked_again(room: Room) -> None:
