@@ -115,16 +115,15 @@ def put_over(base: list[Entry], new: list[Entry]) -> list[Entry]:
 
     A value without a condition replaces all that there is.
     """
-    found = {entry.condition: entry for entry in base}
+    fixed = any(entry.form == "value" and not entry.when for entry in new)
+    found = {} if fixed else {entry.condition: entry for entry in base}
     for entry in new:
         old = found.get(entry.condition)
-        if entry.form == "value" and not entry.when:
-            found = {}
-        elif old is not None and entry.form in ("", old.form):
-            fields = {**old.fields, **entry.fields}
-            if set(fields) >= {"log", "step"}:  # the one that was said last
-                fields.pop("log" if "step" in entry.fields else "step")
-            entry = replace(entry, fields=fields)
+        if old is not None and entry.form in ("", old.form):
+            # steps and a logarithmic scale exclude one another: the new one puts away the old one
+            gone = "log" if "step" in entry.fields else "step" if entry.fields.get("log") else ""
+            kept = {key: value for key, value in old.fields.items() if key != gone}
+            entry = replace(entry, fields={**kept, **entry.fields})
         found[entry.condition] = entry
     return sorted(found.values(), key=lambda entry: not entry.when)
 
