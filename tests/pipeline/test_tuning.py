@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,27 +192,18 @@ def test_other_terms_are_another_study(swept: tuple[RunConfig, SweepResult, list
         tune(other)
 
 
-def test_a_better_configuration_is_trained_beside_the_default(
-    swept: tuple[RunConfig, SweepResult, list[Event], int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The sweep is the finished one; that it found something better is said here."""
-    config, *_ = swept
-    found = tuning.sweep
-
-    def better(*args: Any) -> SweepResult:
-        from dataclasses import replace
-
-        return replace(found(*args), better=True, overrides={"learning_rate": 5e-3})
-
-    monkeypatch.setattr(tuning, "sweep", better)
-    settings = {**TINY, "num_iterations": 10}
-    source = {**given(Path(config.work_dir), Path(config.datalist)), "settings": settings, "num_fold": 1}
-    whole = load_config(source, hpo=True, hpo_params={**terms(space=space()), "trial_steps": STEPS})
-    result = run(whole)
+def test_a_better_configuration_is_trained_beside_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datalist = make_demo_data(tmp_path / "data", training=6, testing=1, shape=(24, 24, 20))
+    found = SweepResult(tmp_path, 5, "segresnet", {"learning_rate": 5e-3}, True, "trial 5 is better")
+    monkeypatch.setattr(tuning, "sweep", lambda session, datalist: found)
+    source = {**given(tmp_path / "work", datalist), "settings": {**TINY, "num_iterations": 10}, "num_fold": 1}
+    result = run(load_config(source, hpo=True))
     assert {entry.name for entry in result.leaderboard} == {"segresnet_0", "segresnettuned_0"}
-    tuned = read_yaml(Path(config.work_dir) / "segresnettuned_0" / "configs" / "hyper_parameters.yaml")
+    tuned = read_yaml(tmp_path / "work" / "segresnettuned_0" / "configs" / "hyper_parameters.yaml")
     assert tuned["learning_rate"] == 5e-3 and tuned["name"] == "segresnettuned"
-    assert result.sweep is not None and result.sweep.better
+    assert result.sweep is found
+    monkeypatch.setattr(tuning, "sweep", lambda session, datalist: replace(found, better=False))
+    assert {entry.algo for entry in run(load_config(source, hpo=True)).leaderboard} == {"segresnet"}
 
 
 def test_a_variant_is_a_template_of_its_own(tmp_path: Path) -> None:
