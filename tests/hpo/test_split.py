@@ -111,7 +111,7 @@ def test_three_patients_are_the_fewest(held_out: float | None) -> None:
     found = checked(datalist(cases), held_out)
     assert found.num_fold == 2 and len(found.testing) == 3
     for few in (cases[:2], [replace(c, patient=f"p{place % 2}") for place, c in enumerate(cases)], []):
-        with pytest.raises(InputError, match="needs 3 patients with labels at least, there are [02]"):
+        with pytest.raises(InputError, match=r"needs 3 patients with labels at least, there are [02]"):
             search_split(datalist(few), held_out, 0)
 
 
