@@ -73,8 +73,8 @@ class Race:
 
     def plain(self) -> list[list[Any]]:
         """The verdicts as JSON-able values, for `recall`; not those of challengers that could not be trained."""
-        rows = ([trial, than, asdict(found), reason] for trial, than, found, reason in self.verdicts)
-        return [row for row in rows if not row[-1].startswith(LOST)]
+        kept = [verdict for verdict in self.verdicts if not verdict[-1].startswith(LOST)]
+        return [[trial, than, asdict(found), reason] for trial, than, found, reason in kept]
 
     def recall(self, plain: Sequence[Sequence[Any]]) -> None:
         """Let verdicts of earlier calls stand: in which order trials came to the race is not seen from their scores."""

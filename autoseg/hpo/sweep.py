@@ -27,7 +27,7 @@ from autoseg.records import Event, Job, JobResult
 from autoseg.workspace import read_json, read_keys, write_json
 
 RACE = "race"  # the study's user attribute with the verdicts
-BARREN = 10  # trials in a row that failed: no further one is asked for
+BARREN = 10  # trials in a row that come to nothing: no further one is asked for
 STEPS = 10  # reports of a training to Optuna: tenths of its budget
 JOB_SECONDS = "job_seconds"  # added to the scores of a training: of its process
 
@@ -77,7 +77,7 @@ class Sweep(Feed):
         self._waiting: list[tuple[int, int]] = []  # trainings of trials that go on
         self._running: dict[str, tuple[int, int]] = {}  # by job
         self._raced: list[tuple[int, int]] | None = None  # what the race wants, until something changes
-        self._barren = 0  # trials in a row that failed
+        self._barren = 0  # trials in a row that failed, or that a callable gave up
         self._take_up()
         self._enqueue_defaults()
 
@@ -297,9 +297,9 @@ class Sweep(Feed):
         if values:
             pairs = zip(self.objectives, values, strict=True)
             said = ", ".join(f"{objective.name} {value:.4g}" for objective, value in pairs)
-        self.notify(
-            Event("trial", f"{name}: {said}{': ' if error else ''}{error.splitlines()[0] if error else ''}", facts)
-        )
+        if error:
+            said += f": {error.splitlines()[0]}"
+        self.notify(Event("trial", f"{name}: {said}", facts))
         if state is not TrialState.COMPLETE and number in self.asked:
             for fold in range(self.terms.folds):
                 self._tidy(self.bundle(number, fold), keep=False)

@@ -14,7 +14,7 @@ LABELS = {1: "anterior", 2: "posterior"}
 DICE = Objective("mean_dice", "dice")
 
 
-def scores(*cases: dict[str, Any], metric: str = "dice", **facts: Any) -> dict[str, Any]:
+def scores(*cases: dict[str, Any], metric: str = "dice") -> dict[str, Any]:
     """scores.json of cases, each a value by label, and the case's name as `case`."""
     names = [str(values.pop("case", f"c{place}")) for place, values in enumerate(cases)]
     rows = [
@@ -22,7 +22,7 @@ def scores(*cases: dict[str, Any], metric: str = "dice", **facts: Any) -> dict[s
         for name, values in zip(names, cases, strict=True)
         for label, value in values.items()
     ]
-    return {"cases": rows, **facts}
+    return {"cases": rows}
 
 
 def faults(given: Any, scored: dict[int, str] | None = None) -> list[str]:
@@ -101,7 +101,7 @@ def test_dice_has_two_spellings(given: Any) -> None:
 def test_a_cost_is_the_second_of_two(cost: str, values: tuple[float, float]) -> None:
     first, second = read_objectives(["dice", cost])
     key = {"seconds": "seconds_a_case", "memory": "memory"}[cost]
-    found = [scores({"L1": 0.5}, **{key: value}) for value in values]
+    found = [{**scores({"L1": 0.5}), key: value} for value in values]
     assert (first.direction, second.direction, second.name) == ("maximize", "minimize", cost)
     assert second.value(found) == sum(values) / 2
     assert "give dice," in faults(cost)[0] and "give dice," in faults([cost, "dice"])[0]
