@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """What a sweep looks for: a metric, classes by weight, seconds or memory; read from a trial's scores.json."""
+=======
+"""What a sweep looks for: Dice, another metric, classes by weight, seconds or memory; read from scores.json."""
+>>>>>>> hpo4
 
 from __future__ import annotations
 
@@ -61,7 +65,7 @@ def _weighted(rows: Sequence[Mapping[str, Any]], metric: str, weights: Mapping[s
     for row in rows:
         value = row.get(metric)
         if value is not None and not math.isnan(value):
-            by_label.setdefault(str(row["label"]), []).append(float(value))
+            by_label.setdefault(str(row["label"]), []).append(abs(float(value)))  # differences of volume have a sign
     shares = {label: weights.get(label, 0.0 if weights else 1.0) for label in by_label}
     total = sum(shares.values())
     return sum(shares[label] * fmean(values) for label, values in by_label.items()) / total if total else math.nan
@@ -101,7 +105,12 @@ def _read(item: Any, number: int, scored: Mapping[int, str] | None, faults: Faul
 def _by_value(item: Mapping[Any, Any], scored: Mapping[int, str] | None, faults: Faults) -> dict[str, float]:
     """Weights by label value, or by a region's number, as text."""
     values = {name: str(value) for value, name in (scored or {}).items()} | {str(v): str(v) for v in scored or {}}
-    for label in item:
+    weights: dict[str, float] = {}
+    for label, weight in item.items():
+        value = values.get(str(label), str(label))
         if scored is not None and str(label) not in values:
             faults.add("", FIELD, f"'{label}' is no label{nearest(str(label), values)}")
-    return {values.get(str(label), str(label)): float(weight) for label, weight in item.items()}
+        elif value in weights:
+            faults.add("", FIELD, f"'{label}' is given twice, by its value and by its name")
+        weights[value] = float(weight)
+    return weights

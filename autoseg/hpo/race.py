@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from scipy.stats import wilcoxon
 
@@ -11,6 +12,7 @@ from autoseg.evaluation import bootstrap_mean
 
 LEVEL = 0.05  # of the one-sided test by which a challenger must be better
 FEWEST_FOLDS = 2  # before a challenger can win
+WON, LOST = "is better", "could not be trained"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,20 @@ class Race:
                 return []
         return []
 
+    def plain(self) -> list[list[Any]]:
+        """The verdicts as JSON-able values, for `recall`; not those of challengers that could not be trained."""
+        kept = [verdict for verdict in self.verdicts if not verdict[-1].startswith(LOST)]
+        return [[trial, than, asdict(found), reason] for trial, than, found, reason in kept]
+
+    def recall(self, plain: Sequence[Sequence[Any]]) -> None:
+        """Let verdicts of earlier calls stand: in which order trials came to the race is not seen from their scores."""
+        for trial, than, found, reason in plain:
+            self.verdicts.append((trial, than, Paired(**found), reason))
+            if reason == WON:
+                self.incumbent = trial
+            else:
+                self.dismissed.add(trial)
+
     def _against(self, trial: int, lost: Callable[[int, int], bool]) -> list[tuple[int, int]]:
         """Compare a challenger with the incumbent as far as both are trained; what is to be trained for the rest."""
         assert self.incumbent is not None
@@ -76,23 +92,24 @@ class Race:
         theirs: dict[str, float] = {}
         found = paired(mine, theirs)
         for fold in range(self.folds):
-            both = [(name, self.by_case(name, fold)) for name in (trial, self.incumbent)]
+            if lost(self.incumbent, fold):
+                continue  # nothing to compare with
             if lost(trial, fold):
-                return self._dismiss(trial, paired(mine, theirs), f"could not be trained on fold {fold}")
-            missing = [(name, fold) for name, values in both if values is None and not lost(name, fold)]
-            if missing:
-                return missing
-            if any(values is None for _, values in both):
-                continue  # the incumbent was lost there
-            mine, theirs = {**mine, **(both[0][1] or {})}, {**theirs, **(both[1][1] or {})}
+                return self._dismiss(trial, found, f"{LOST} on fold {fold}")
+            own, its = self.by_case(trial, fold), self.by_case(self.incumbent, fold)
+            if own is None or its is None:
+                return [(name, fold) for name, values in ((trial, own), (self.incumbent, its)) if values is None]
+            mine, theirs = {**mine, **own}, {**theirs, **its}
             found = paired(mine, theirs)
-            if not found.mean > 0:
+            if found.n and not found.mean > 0:
                 return self._dismiss(trial, found, f"is not ahead over {found.n} cases")
             if found.p < LEVEL and fold + 1 >= min(FEWEST_FOLDS, self.folds):
-                self.verdicts.append((trial, self.incumbent, found, "is better"))
-                self.incumbent = trial
-                return []
-        return self._dismiss(trial, found, f"is not ahead by more than noise over {found.n} cases")
+                break
+        if not found.p < LEVEL:
+            return self._dismiss(trial, found, f"is not ahead by more than noise over {found.n} cases")
+        self.verdicts.append((trial, self.incumbent, found, WON))
+        self.incumbent = trial
+        return []
 
     def _dismiss(self, trial: int, found: Paired, reason: str) -> list[tuple[int, int]]:
         assert self.incumbent is not None

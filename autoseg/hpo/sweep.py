@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """A sweep at work: asks Optuna for trials, has them trained as jobs, ends bad ones early, tells how they went.
+=======
+"""A sweep at work: asks Optuna for trials, hands them to the scheduler as jobs, ends bad ones early, tells of them.
+>>>>>>> hpo4
 
 A trial is trained on its own folds, one after another, and is told when the last one is done. One that leads is then
 trained on further folds and compared with the best one (see `race`), which Optuna hears nothing of.
@@ -17,7 +21,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from autoseg.errors import InputError
+from autoseg.errors import Fault, InputError
 from autoseg.execution import Feed
 from autoseg.hpo.bound import PLANNED, BoundSpace
 from autoseg.hpo.objectives import Objective
@@ -26,6 +30,8 @@ from autoseg.hpo.study import points_left
 from autoseg.records import Event, Job, JobResult
 from autoseg.workspace import read_json, read_keys, write_json
 
+RACE = "race"  # the study's user attribute with the verdicts
+BARREN = 10  # trials in a row that come to nothing: no further one is asked for
 STEPS = 10  # reports of a training to Optuna: tenths of its budget
 JOB_SECONDS = "job_seconds"  # added to the scores of a training: of its process
 
@@ -74,8 +80,10 @@ class Sweep(Feed):
         self._handles: dict[int, optuna.Trial] = {}
         self._waiting: list[tuple[int, int]] = []  # trainings of trials that go on
         self._running: dict[str, tuple[int, int]] = {}  # by job
-        self._enqueue_defaults()
+        self._raced: list[tuple[int, int]] | None = None  # what the race wants, until something changes
+        self._barren = 0  # trials in a row that failed, or that a callable gave up
         self._take_up()
+        self._enqueue_defaults()
 
     def bundle(self, number: int, fold: int) -> Path:
         """Where the bundle of a trial's training on a fold stands."""
@@ -107,7 +115,7 @@ class Sweep(Feed):
         number, fold = self._running[job.id]
         if fold >= self.terms.folds or len(self.objectives) > 1 or self._by_cases:
             return None
-        handle, known = self._handles[number], self._trial(number).intermediate_values
+        handle, known = self._handles[number], set(self._trial(number).intermediate_values)
         tenth = 0
         for line in progress:
             tenth = _tenth(line)
@@ -115,18 +123,19 @@ class Sweep(Feed):
             step = STEPS * fold + tenth
             if step not in known and not math.isnan(value):
                 handle.report(value, step)
-        if 0 < tenth < STEPS and handle.should_prune():
+                known.add(step)
+        if 0 < tenth < STEPS and not self._is_default(number) and handle.should_prune():
             pruner = type(self.study.pruner).__name__
             return f"at {10 * tenth} % of its training its Dice is too low beside other trials' ({pruner})"
         return None
 
     def ended(self, job: Job, result: JobResult) -> None:
         number, fold = self._running.pop(job.id)
+        self._raced = None
         if result.status == "done":
-            self._scored(number, fold, result.seconds)
             self._tidy(self.bundle(number, fold), keep=True)
+            self._scored(number, fold, result.seconds)
         elif result.status == "stopped":
-            self._tidy(self.bundle(number, fold), keep=False)
             self._tell(number, TrialState.PRUNED, str(result.error))
         else:
             self._failed(number, fold, str(result.error or result.status))
@@ -140,38 +149,66 @@ class Sweep(Feed):
         raced = self._race_wants()
         if raced:
             return raced[0]
-        return (self._ask(), 0) if self._may_ask() else None
+        while self._may_ask():
+            number = self._ask()
+            if number is not None:
+                return number, 0
+        return None
 
     def _race_wants(self) -> list[tuple[int, int]]:
         """Trainings of the race that do not run yet, as far as time allows."""
-        wanted, before = list[tuple[int, int]](), object()
-        while not wanted and before != (len(self.race.verdicts), self.race.incumbent):
-            before = (len(self.race.verdicts), self.race.incumbent)
-            if self.race.incumbent is None:
-                self.race.incumbent = self.default()
-            wanted = self.race.settle(self.ranked(), lambda number, fold: (number, fold) in self.lost)
+        if self._raced is None:
+            self._raced = self._settled()
         running = set(self._running.values())
-        return [one for one in wanted if one not in running and self.terms.in_time(False)]
+        return [one for one in self._raced if one not in running and self.terms.in_time(False)]
+
+    def _settled(self) -> list[tuple[int, int]]:
+        """Let the race decide all that it can; what must be trained for the next decision."""
+        if self.race.incumbent is None:
+            self.race.incumbent = self.default()
+        ranked, known, before = self.ranked(), len(self.race.verdicts), -1
+        wanted: list[tuple[int, int]] = []
+        while not wanted and before < len(self.race.verdicts):
+            before = len(self.race.verdicts)
+            wanted = self.race.settle(ranked, lambda number, fold: (number, fold) in self.lost)
+        if known < len(self.race.verdicts):
+            self.study.set_user_attr(RACE, self.race.plain())
+        return wanted
 
     def _may_ask(self) -> bool:
+        if self._barren >= BARREN:
+            return False
         begun = [t for t in self.study.get_trials(deepcopy=False) if t.state is not TrialState.WAITING]
         return len(begun) < self.terms.n_trials and points_left(self.study) and self.terms.in_time(True)
 
-    def _ask(self) -> int:
+    def _ask(self) -> int | None:
+        """A new trial; None where a callable fails or gives it up, of which it is told."""
         handle = self.study.ask()
-        suggested = self.space.suggest(handle)
+        self._handles[handle.number] = handle
+        try:
+            suggested = self.space.suggest(handle)
+        except InputError as error:
+            self._tell(handle.number, TrialState.FAIL, str(error))
+            return None
+        except optuna.TrialPruned as error:
+            self._tell(handle.number, TrialState.PRUNED, str(error) or "given up by the space's callable")
+            return None
+        except ValueError as error:  # Optuna's storages keep the choices of a parameter
+            self._tell(handle.number, TrialState.FAIL, str(error))
+            message = f"differs from that of the study's earlier trials: {error} Give the study another name"
+            raise InputError([Fault("", "space", message)]) from error
         # the default is the plan itself, even where the space does not hold it
         overrides = {} if PLANNED in handle.user_attrs else suggested.overrides
-        asked = Asked(handle.number, suggested.family, overrides)
-        self.asked[handle.number], self._handles[handle.number] = asked, handle
+        self.asked[handle.number] = asked = Asked(handle.number, suggested.family, overrides)
         write_json(self.home(handle.number) / "trial.json", asked)
         return handle.number
 
     def _enqueue_defaults(self) -> None:
-        """The planned configuration of every family comes first."""
-        if not self.study.get_trials(deepcopy=False):
-            for family in self.space.families:
-                self.study.enqueue_trial(self.space.default(family), user_attrs={PLANNED: family})
+        """The planned configuration of every family comes first; once more where it failed in an earlier call."""
+        trials = self.study.get_trials(deepcopy=False)
+        there = {t.user_attrs.get(PLANNED) for t in trials if t.state is not TrialState.FAIL}
+        for family in (name for name in self.space.families if name not in there):
+            self.study.enqueue_trial(self.space.default(family), user_attrs={PLANNED: family})
 
     def _take_up(self) -> None:
         """The trials of earlier calls: those that were running go on, or are told as failed where that cannot be."""
@@ -191,13 +228,20 @@ class Sweep(Feed):
             if trial.state is TrialState.RUNNING:
                 self._handles[trial.number] = optuna.Trial(self.study, trial._trial_id)
                 self._waiting.append((trial.number, 0))
+        verdicts = self.study.user_attrs.get(RACE, [])
+        if {row[0] for row in verdicts} <= set(self.ranked()):
+            self.race.recall(verdicts)
 
     # how it went
 
     def _scored(self, number: int, fold: int, seconds: float) -> None:
         """A training is done: the trial goes on to its next fold, or is told."""
-        found = {**read_json(self.bundle(number, fold) / "scores.json"), JOB_SECONDS: seconds}
-        self.scores[number, fold] = found
+        try:
+            found = read_json(self.bundle(number, fold) / "scores.json")
+        except InputError as error:
+            self._failed(number, fold, str(error))
+            return
+        self.scores[number, fold] = {**found, JOB_SECONDS: seconds}
         if fold >= self.terms.folds:
             return  # of the race
         if fold + 1 < self.terms.folds:
@@ -208,9 +252,10 @@ class Sweep(Feed):
             return
         all_own = [self.scores[number, own] for own in range(self.terms.folds)]
         values = [objective.value(all_own) for objective in self.objectives]
-        handle = self._handles[number]
         for key in ("mean_dice", "steps", "seconds", "seconds_a_case", "memory"):
-            handle.set_user_attr(key, fmean(float(one.get(key) or math.nan) for one in all_own))
+            known = [float(one[key]) for one in all_own if one.get(key) is not None]
+            if known:
+                self._handles[number].set_user_attr(key, fmean(known))
         if any(map(math.isnan, values)):
             self._tell(number, TrialState.FAIL, "no validation case has a value")
         else:
@@ -226,33 +271,50 @@ class Sweep(Feed):
 
     def _hopeless(self, number: int, fold: int) -> bool:
         """Report a fold's cases, each a step of its own, to a pruner that compares by cases; whether it gives up."""
-        handle, cases = self._handles[number], self.objectives[0].by_case([self.scores[number, fold]])
-        first = sum(len(self.objectives[0].by_case([self.scores[number, f]])) for f in range(fold))
-        for place, case in enumerate(sorted(cases), first):
-            sign = 1.0 if self.objectives[0].direction == "maximize" else -1.0
-            handle.report(sign * cases[case], place)
-        return handle.should_prune()
+        handle, objective = self._handles[number], self.objectives[0]
+        folds = [sorted({str(row["case"]) for row in self.scores[number, f]["cases"]}) for f in range(fold + 1)]
+        values, known = objective.by_case([self.scores[number, fold]]), self._trial(number).intermediate_values
+        sign = 1.0 if objective.direction == "maximize" else -1.0
+        # a case without a value keeps its place: other trials may have one of it
+        for place, case in enumerate(folds[fold], sum(map(len, folds[:fold]))):
+            if case in values and place not in known:
+                handle.report(sign * values[case], place)
+        return not self._is_default(number) and handle.should_prune()
 
     def _failed(self, number: int, fold: int, error: str) -> None:
         if fold < self.terms.folds:
             self._tell(number, TrialState.FAIL, error)
         else:
             self.lost.add((number, fold))
+            self._raced = None
 
     def _tell(self, number: int, state: TrialState, error: str, values: list[float] | None = None) -> None:
         """Tell Optuna, and whoever listens."""
-        handle = optuna.Trial(self.study, self._trial(number)._trial_id)
         if error:
+            handle = self._handles.get(number) or optuna.Trial(self.study, self._trial(number)._trial_id)
             handle.set_user_attr("error", error)
         self.study.tell(number, values, state)
+        self._raced = None
         name, family = f"trial {number}", self.asked[number].family if number in self.asked else "?"
         facts = {"number": number, "family": family, "state": state.name, "values": values, "error": error or None}
         said = {TrialState.PRUNED: "ended early", TrialState.FAIL: "failed"}.get(state, "")
         if values:
             pairs = zip(self.objectives, values, strict=True)
             said = ", ".join(f"{objective.name} {value:.4g}" for objective, value in pairs)
+<<<<<<< HEAD
         parts = [name, said, *error.splitlines()[:1]]
         self.notify(Event("trial", ": ".join(part for part in parts if part), facts))
+=======
+        if error:
+            said += f": {error.splitlines()[0]}"
+        self.notify(Event("trial", f"{name}: {said}", facts))
+        if state is not TrialState.COMPLETE and number in self.asked:
+            for fold in range(self.terms.folds):
+                self._tidy(self.bundle(number, fold), keep=False)
+        self._barren = self._barren + 1 if state is TrialState.FAIL or number not in self.asked else 0
+        if self._barren == BARREN:
+            self.notify(Event("warning", f"{BARREN} trials in a row came to nothing: no further one is asked for"))
+>>>>>>> hpo4
 
     def ranked(self) -> list[int]:
         """Trials that are done and whose scores are at hand, by the first objective, best first."""
@@ -260,15 +322,16 @@ class Sweep(Feed):
         done = [
             (sign * t.values[0], t.number)
             for t in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            if (t.number, 0) in self.scores
+            if all((t.number, fold) in self.scores for fold in range(self.terms.folds))
         ]
         return [number for _, number in sorted(done)]
 
     def default(self) -> int | None:
         """The first family's planned configuration, once it is done."""
-        ranked = self.ranked()
-        planned = (t for t in self.study.get_trials(deepcopy=False) if t.number in ranked and PLANNED in t.user_attrs)
-        return next((t.number for t in planned if t.user_attrs[PLANNED] == self.space.families[0]), None)
+        return next(filter(self._is_default, self.ranked()), None)
+
+    def _is_default(self, number: int) -> bool:
+        return self._trial(number).user_attrs.get(PLANNED) == self.space.families[0]
 
     def _by_case(self, number: int, fold: int) -> dict[str, float] | None:
         found = self.scores.get((number, fold))

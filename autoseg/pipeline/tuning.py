@@ -58,6 +58,8 @@ def _check_sweep(config: RunConfig) -> None:
     asked, faults = config.hpo_params, Faults()
     objectives = asked.objective if isinstance(asked.objective, list) else [asked.objective]
     pruner = _pruner(config, len(objectives))
+    if _name(pruner) == "wilcoxon" and asked.trial_folds == 1:
+        faults.add("", "pruner", "wilcoxon compares trials after each of their folds: give trial_folds, 2 or more")
     parts: list[Callable[[], Any]] = [
         lambda: read_objectives(asked.objective),
         lambda: check_combination(asked.sampler, pruner, len(objectives)),
@@ -69,6 +71,10 @@ def _check_sweep(config: RunConfig) -> None:
         except InputError as error:
             faults.extend(error.faults)
     faults.raise_if_any()
+
+
+def _name(spec: Any) -> str:
+    return str(spec["name"] if isinstance(spec, Mapping) else spec).lower()
 
 
 def _families(config: RunConfig) -> dict[str, Path]:
@@ -270,6 +276,8 @@ class _Sweeping:
             "families": ", ".join(self.plans),
             "objective": ", ".join(f"{o.name} {dict(o.weights) or ''}".strip() for o in self.objectives),
             "trial's budget": ", ".join(f"{k} {v}" for k, v in self.budget.items() if v) or "as planned",
+            # trials are taken up again from their bundles, which are here
+            **({"work_dir": str(self.session.workspace.root)} if asked.storage else {}),
             "trial's folds": asked.trial_folds,
             "trial's spacing": asked.trial_spacing,
         }
