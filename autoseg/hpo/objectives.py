@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""What a sweep looks for: a metric, classes by weight, seconds or memory; read from a trial's scores.json."""
-=======
 """What a sweep looks for: Dice, another metric, classes by weight, seconds or memory; read from scores.json."""
->>>>>>> hpo4
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""A sweep at work: asks Optuna for trials, has them trained as jobs, ends bad ones early, tells how they went.
-=======
 """A sweep at work: asks Optuna for trials, hands them to the scheduler as jobs, ends bad ones early, tells of them.
->>>>>>> hpo4
 
 A trial is trained on its own folds, one after another, and is told when the last one is done. One that leads is then
 trained on further folds and compared with the best one (see `race`), which Optuna hears nothing of.
@@ -301,10 +297,6 @@ class Sweep(Feed):
         if values:
             pairs = zip(self.objectives, values, strict=True)
             said = ", ".join(f"{objective.name} {value:.4g}" for objective, value in pairs)
-<<<<<<< HEAD
-        parts = [name, said, *error.splitlines()[:1]]
-        self.notify(Event("trial", ": ".join(part for part in parts if part), facts))
-=======
         if error:
             said += f": {error.splitlines()[0]}"
         self.notify(Event("trial", f"{name}: {said}", facts))
@@ -314,7 +306,6 @@ class Sweep(Feed):
         self._barren = self._barren + 1 if state is TrialState.FAIL or number not in self.asked else 0
         if self._barren == BARREN:
             self.notify(Event("warning", f"{BARREN} trials in a row came to nothing: no further one is asked for"))
->>>>>>> hpo4
 
     def ranked(self) -> list[int]:
         """Trials that are done and whose scores are at hand, by the first objective, best first."""
