@@ -450,12 +450,20 @@ def test_loads_no_torch() -> None:
 
 def test_every_fault_of_a_sweep_at_once(datalist: Path, tmp_path: Path) -> None:
     params = {
-        **{"n_trials": 0, "time_limit": "soon", "sampler": {"seed": 1}, "pruner": 5, "space": str(tmp_path / "none.yaml")},
+        **{
+            "n_trials": 0,
+            "time_limit": "soon",
+            "sampler": {"seed": 1},
+            "pruner": 5,
+            "space": str(tmp_path / "none.yaml"),
+        },
         **{"objective": ["dice", "seconds", "memory"], "trial_minutes": -1, "trial_steps": 1.5, "trial_folds": 0},
         **{"trial_spacing": 0.5, "held_out": 2, "storage": 3, "study": "", "trials": 9},
     }
     with pytest.raises(InputError) as caught:
-        load_config({"modality": "MRI", "datalist": str(datalist), "hpo": True, "hpo_params": params, "hpo_backend": "nni"})
+        load_config(
+            {"modality": "MRI", "datalist": str(datalist), "hpo": True, "hpo_params": params, "hpo_backend": "nni"}
+        )
     found = {fault.field: fault.message for fault in caught.value.faults}
     assert set(found) == {f"hpo_params.{key}" for key in params} | {"hpo_backend"}
     assert "n_trials" in found["hpo_params.trials"]
@@ -463,7 +471,9 @@ def test_every_fault_of_a_sweep_at_once(datalist: Path, tmp_path: Path) -> None:
 
 def test_a_sweep_by_file_and_flags(datalist: Path) -> None:
     source = {"modality": "MRI", "datalist": str(datalist), "hpo_params": {"n_trials": 9, "trial_steps": 20}}
-    sweep = load_config(source, hpo_params={"n_trials": 4, "pruner": "{name: hyperband, reduction_factor: 2}"}).hpo_params
+    sweep = load_config(
+        source, hpo_params={"n_trials": 4, "pruner": "{name: hyperband, reduction_factor: 2}"}
+    ).hpo_params
     assert (sweep.n_trials, sweep.trial_steps) == (4, 20)
     assert sweep.pruner == {"name": "hyperband", "reduction_factor": 2}
     with pytest.raises(InputError, match="trial_steps"):

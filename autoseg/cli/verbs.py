@@ -324,6 +324,8 @@ def _show_result(result: RunResult) -> int:
         screen.print(tables.cross_validation_table(result.cross_validation, result.labels))
     if result.evaluation is not None:
         screen.print(tables.evaluation_table(result.evaluation, result.labels))
+    if result.sweep is not None:
+        print(f"sweep: {result.sweep.sentence}")
     if result.members:
         print(f"ensemble of {', '.join(result.members)}")
     for name, path in result.paths.items():

@@ -19,6 +19,7 @@ NORMALIZATIONS = ("ct", "zscore")
 
 
 def boolean(value: Any) -> bool:
+    """True or false, as a word too."""
     if isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     if not isinstance(value, bool):
@@ -27,6 +28,8 @@ def boolean(value: Any) -> bool:
 
 
 def integer(low: int) -> Callable[[Any], int]:
+    """A reader of whole numbers from `low` on."""
+
     def read(value: Any) -> int:
         if isinstance(value, str) and re.fullmatch(r"[-+]?\d+", value.strip()):
             value = int(value)
@@ -40,6 +43,7 @@ def integer(low: int) -> Callable[[Any], int]:
 
 
 def positive(value: Any) -> float:
+    """A number above 0."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
@@ -63,6 +67,7 @@ def duration(value: Any) -> float:
 
 
 def text(value: Any) -> str:
+    """Text that is not empty, or a path."""
     if isinstance(value, Path):
         return str(value)
     if not isinstance(value, str) or not value.strip() or "\0" in value:

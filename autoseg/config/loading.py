@@ -30,8 +30,8 @@ def load_config(
 
     Without `source` and a `datalist` flag, `input.yaml` of the work_dir is read, as Auto3DSeg does. Paths are
     relative to the current directory and, for those in a file that are not found there, to the file's folder.
-    `settings`, `family_settings` and `hpo_params` of flags are put over the source's key by key. `check_paths=False` is for verbs
-    that need a finished run but not its data. Raises InputError with all faults.
+    `settings`, `family_settings` and `hpo_params` of flags are put over the source's key by key. `check_paths=False`
+    is for verbs that need a finished run but not its data. Raises InputError with all faults.
     """
     faults = Faults()
     source = _default_source(source, flags)

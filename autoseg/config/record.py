@@ -48,6 +48,7 @@ class RunConfig:
     tolerance_mm: float = 1.0  # of the surface Dice
     hpo: bool = False  # a sweep over hyper-parameters comes before the trainings
     hpo_params: SweepConfig = field(default_factory=SweepConfig)
+    tuned: str | None = None  # the family that this sweep made, trained beside the others
 
 
 def config_to_input(config: RunConfig) -> dict[str, Any]:
@@ -57,7 +58,8 @@ def config_to_input(config: RunConfig) -> dict[str, Any]:
     """
     plain: dict[str, Any] = {key: getattr(config, key) for key in ("modality", "datalist", "dataroot")}
     plain |= {"multigpu": config.multigpu}
-    passing = ("work_dir", "check", "analyze", "algo_gen", "train", "ensemble", "not_use_cache", "hpo", "hpo_params")
+    passing = {"work_dir", "check", "analyze", "algo_gen", "train", "ensemble", "not_use_cache"}
+    passing |= {"hpo", "hpo_params", "tuned"}
     defaults = RunConfig("", "", "", "")
     for key in (f.name for f in dataclasses.fields(config) if f.name not in (*plain, *passing)):
         value = getattr(config, key)

@@ -161,6 +161,7 @@ def wrong_value(value: Any, default: Any) -> str | None:
 
 
 def is_number(value: Any) -> bool:
+    """Whether it is a finite number; true and false are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 

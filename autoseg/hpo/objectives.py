@@ -1,4 +1,4 @@
-"""What a sweep looks for: Dice, another metric, classes by weight, seconds or memory; read from a trial's scores.json."""
+"""What a sweep looks for: a metric, classes by weight, seconds or memory; read from a trial's scores.json."""
 
 from __future__ import annotations
 

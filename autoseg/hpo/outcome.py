@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autoseg.workspace import atomic_file, write_json
 
-FEWEST, TOP = 8, 5  # trials: with fewer there are no importances; the best are at least so many
+FEWEST, TOP = 10, 5  # trials: with fewer there are no importances; at least so many are the best
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,20 @@ def importances(study: optuna.Study) -> dict[str, float]:
     """The share of each parameter in how far a trial is among the best, largest first; they sum to 1.
 
     By PED-ANOVA (Watanabe et al., IJCAI 2023), conditional parameters included: the best tenth of the trials, at least
-    five, against all. Pruned trials are none of the best. ValueError where the trials cannot tell.
+    five, against all. Pruned trials are none of the best; a parameter that fewer than five of those that were done have
+    is left out, for one or two of them would seem to make all the difference. ValueError where the trials cannot tell.
     """
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     pruned = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
-    count, best = len(done) + len(pruned), min(len(done), max(TOP, math.ceil((len(done) + len(pruned)) / 10)))
-    if best < 2 or count < FEWEST:
+    count = len(done) + len(pruned)
+    if count < FEWEST or len(done) < TOP:
         raise ValueError(
-            f"importances need {FEWEST} trials, 2 of them done to the end; there are {count} and {len(done)}"
+            f"{len(done)} trials are done and {len(pruned)} pruned; importances need {TOP} and {FEWEST} in all"
         )
+    names = sorted({name for trial in done for name in trial.params})
+    names = [name for name in names if sum(name in trial.params for trial in done) >= TOP]
+    if len(names) < 2:
+        raise ValueError(f"it takes two parameters that {TOP} trials have that are done")
     ranked = optuna.create_study(directions=study.directions)
     ranked.add_trials(done)
     if pruned:  # there is one objective, then
@@ -87,8 +92,9 @@ def importances(study: optuna.Study) -> dict[str, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)  # of `normalize`
         warnings.simplefilter("ignore", UserWarning)  # that shares would be equal, which is seen below
-        evaluator = PedAnovaImportanceEvaluator(target_quantile=min(best / count, 0.99))
-        raw = get_param_importances(ranked, evaluator=evaluator, normalize=False)
+        best = min(len(done), max(TOP, math.ceil(count / 10)))
+        evaluator = PedAnovaImportanceEvaluator(target_quantile=best / count)
+        raw = get_param_importances(ranked, evaluator=evaluator, params=names, normalize=False)
     total = sum(raw.values())
     if not total > 0:
         raise ValueError("the trials differ in no parameter, or not in what they reached")

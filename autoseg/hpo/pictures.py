@@ -28,7 +28,7 @@ from autoseg.workspace import atomic_file
 BLUE, ORANGE, GREY, RED = "#2b6cb0", "#dd6b20", "#a8a8a8", "#b03030"
 COLOURS = "viridis_r"  # dark is good, or late
 DPI = 110
-MOST_PANELS, MOST_AXES, MOST_BARS = 20, 12, 30
+MOST_PANELS, MOST_AXES, MOST_BARS = 20, 12, 20
 RING: dict[str, Any] = {"facecolors": "none", "linewidths": 1.8, "s": 90, "marker": "o", "zorder": 5}
 logger = logging.getLogger(__name__)
 
@@ -65,17 +65,17 @@ class Sweep:
     def best(self, objective: int = 0) -> FrozenTrial:
         return self.done[int(np.argmax(self.better(objective) * self.values(objective)))]
 
-    def varied(self, most: int) -> tuple[list[str], int]:
-        """At most `most` parameters that differ among the trials that are done, the most important first, and of how
-        many.
+    def varied(self, most: int, of: FrozenTrial | None = None) -> tuple[list[str], int]:
+        """At most `most` parameters (of a trial) that differ among the trials that are done, and of how many.
+
+        Those that the most trials have come first, and of these the most important.
         """
-        seen: dict[str, set[Any]] = {}
+        seen: dict[str, list[Any]] = {}
         for trial in self.done:
-            for name, value in trial.params.items():
-                seen.setdefault(name, set()).add(value)
-        names = [name for name, values in seen.items() if len(values) > 1]
-        having = {name: sum(name in trial.params for trial in self.done) for name in names}
-        names.sort(key=lambda name: (-self.importances.get(name, 0.0), -having[name]))
+            for name in trial.params if of is None else trial.params.keys() & of.params.keys():
+                seen.setdefault(name, []).append(trial.params[name])
+        names = sorted(name for name, values in seen.items() if len(set(values)) > 1)
+        names.sort(key=lambda name: (-len(seen[name]), -self.importances.get(name, 0.0)))
         return names[:most], len(names)
 
 
@@ -166,10 +166,10 @@ def importances(sweep: Sweep) -> Figure:
     ax.invert_yaxis()
     ax.margins(x=0.1, y=0.01)
     ax.tick_params(axis="y", labelsize=8)
-    ax.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    ax.set_xticks([])
     more = len(sweep.importances) - len(shown)
-    ax.set_xlabel(f"share in being among the best{f' ({more} parameters of less are not shown)' if more else ''}")
-    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_xlabel(f"share in being among the best{f' ({more} of less are not shown)' if more else ''}", fontsize=9)
+    ax.spines[["top", "right", "bottom"]].set_visible(False)
     return figure
 
 
@@ -180,7 +180,7 @@ def slices(sweep: Sweep, objective: int = 0) -> Figure:
     _need(names, "no parameter was varied")
     columns = min(4, len(names))
     rows = math.ceil(len(names) / columns)
-    figure = Figure((2.7 * columns + 1, 2.3 * rows + 0.5), layout="constrained")
+    figure = Figure((max(6, 2.7 * columns + 1), 2.3 * rows + 0.7), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     shade = Normalize(0, max(trial.number for trial in sweep.done))
     for index, ax in enumerate(axes.flat):
@@ -196,7 +196,7 @@ def slices(sweep: Sweep, objective: int = 0) -> Figure:
         for trial, colour in ((sweep.best(objective), ORANGE), (sweep.default_trial, "black")):
             if trial in having:
                 at = having.index(trial)
-                ax.scatter(across[at], up[at], edgecolors=colour, **RING)
+                ax.scatter(across[at], up[at], edgecolors=colour, **RING | {"s": 160 if colour == ORANGE else 80})
         scale.label(ax)
         ax.set_title(_plain(names[index].replace(".", ".\n") if len(names[index]) > 30 else names[index]), fontsize=8)
         ax.tick_params(labelsize=7, labelleft=index % columns == 0)
@@ -204,18 +204,19 @@ def slices(sweep: Sweep, objective: int = 0) -> Figure:
     figure.supylabel(_plain(sweep.objectives[objective]), fontsize=9)
     left = f"; {len(names)} of {of} parameters" if of > len(names) else ""
     figure.suptitle(f"trials that were done; orange ring: the best, black: the default{left}", fontsize=9)
-    figure.colorbar(ScalarMappable(shade, COLOURS), ax=axes, label="trial", aspect=40, pad=0.01)
+    whole = MaxNLocator(integer=True)
+    figure.colorbar(ScalarMappable(shade, COLOURS), ax=axes, label="trial", ticks=whole, aspect=40, pad=0.01)
     return figure
 
 
 def parallel(sweep: Sweep) -> Figure:
-    """Each trial that is done as a line over the objectives and the parameters that were varied."""
+    """Each trial that is done as a line over the objectives and those parameters of the best one that were varied."""
     _need(len(sweep.done) > 1, f"{len(sweep.done)} trials are done, and it takes 2")
-    names, of = sweep.varied(MOST_AXES)
+    names, of = sweep.varied(MOST_AXES, sweep.best())
     _need(names, "no parameter was varied")
     scales = [_Scale(name, sweep.done, objective) for objective, name in enumerate(sweep.objectives)]
     scales += [_Scale(name, sweep.done) for name in names]
-    figure = Figure((2.2 + 1.05 * len(scales), 5.5), layout="constrained")
+    figure = Figure((max(7, 2.2 + 1.05 * len(scales)), 5.5), layout="constrained")
     ax = figure.subplots()
     heights = np.array([scale.heights(sweep.done) for scale in scales])  # [axis, trial], nan where it has no such
     order = sweep.better() * sweep.values()

@@ -1,4 +1,4 @@
-"""A sweep at work: asks Optuna for trials, hands them to the scheduler as jobs, ends bad ones early, tells how they went.
+"""A sweep at work: asks Optuna for trials, has them trained as jobs, ends bad ones early, tells how they went.
 
 A trial is trained on its own folds, one after another, and is told when the last one is done. One that leads is then
 trained on further folds and compared with the best one (see `race`), which Optuna hears nothing of.
@@ -19,9 +19,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autoseg.errors import InputError
 from autoseg.execution import Feed
+from autoseg.hpo.bound import PLANNED, BoundSpace
 from autoseg.hpo.objectives import Objective
 from autoseg.hpo.race import Race
-from autoseg.hpo.bound import PLANNED, BoundSpace
 from autoseg.hpo.study import points_left
 from autoseg.records import Event, Job, JobResult
 from autoseg.workspace import read_json, read_keys, write_json
@@ -251,7 +251,8 @@ class Sweep(Feed):
         if values:
             pairs = zip(self.objectives, values, strict=True)
             said = ", ".join(f"{objective.name} {value:.4g}" for objective, value in pairs)
-        self.notify(Event("trial", f"{name}: {said}{': ' if error else ''}{error.splitlines()[0] if error else ''}", facts))
+        parts = [name, said, *error.splitlines()[:1]]
+        self.notify(Event("trial", ": ".join(part for part in parts if part), facts))
 
     def ranked(self) -> list[int]:
         """Trials that are done and whose scores are at hand, by the first objective, best first."""

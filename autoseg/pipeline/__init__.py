@@ -38,7 +38,7 @@ __all__ += ["status", "train", "tune"]
 class RunResult:
     """What a run ended with. `evaluation` is of the testing cases, None where they have no labels.
 
-    `dry`: what a dry run found, which ends with nothing else.
+    `dry`: what a dry run found, which ends with nothing else. `sweep`: what came of the one before the trainings.
     """
 
     work_dir: Path
@@ -51,6 +51,7 @@ class RunResult:
     labels: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0
     dry: DryRun | None = None
+    sweep: SweepResult | None = None
 
     @property
     def exit_code(self) -> int:
@@ -69,6 +70,7 @@ class RunResult:
             "evaluation": w.evaluation_json,
             "evaluation table": w.evaluation_csv,
             "plan": w.plan_json,
+            "sweep": w.hpo / "summary.json",
         }
         return {name: path for name, path in files.items() if path.exists()}
 
@@ -162,7 +164,7 @@ def run(
     valid came out).
     """
     started = time.monotonic()
-    prepare.refuse_bad_input(config)
+    _refuse_bad_run(config)
     if dry_run:
         from autoseg.pipeline.dry import look_ahead
 
@@ -170,15 +172,36 @@ def run(
         work_dir = Workspace(config.work_dir).root
         return RunResult(work_dir, labels=ahead.labels, dry=ahead, seconds=time.monotonic() - started)
     with open_session(config, notify, timed=config.train is not False) as session:
+        sweep = _tune_first(session) if config.hpo and config.train is not False else None
         datalist, bundles = _generate(session)
         if config.train is False:
             return RunResult(session.workspace.root, labels=datalist.scored, seconds=time.monotonic() - started)
         planned, board, failed = _train(session, datalist, bundles)
         folds = read_json(session.workspace.cross_validation_json)["families"]
         result = RunResult(session.workspace.root, board, cross_validation=folds, failed=failed, labels=datalist.scored)
+        result = replace(result, sweep=sweep)
         if stop_after == "train" or config.ensemble is False:
             return _finished(session, result, started)
         return _ensemble(session, datalist, result, started, ensemble_method, planned)
+
+
+def _refuse_bad_run(config: RunConfig) -> None:
+    if not config.hpo:
+        return prepare.refuse_bad_input(config)
+    from autoseg.pipeline import tuning
+
+    tuning.refuse_bad_sweep(config)
+
+
+def _tune_first(session: Session) -> SweepResult:
+    """The sweep that comes before the trainings; a configuration that is better joins them as a family of its own."""
+    from autoseg.pipeline import tuning
+
+    result = tuning.sweep(session, prepare.analyse(session))
+    if result.better:
+        session.config = tuning.with_variant(session.config, result.family, result.overrides)
+        session.stage(f"{session.config.tuned} is trained beside the families as planned")
+    return result
 
 
 def _train(
@@ -252,9 +275,11 @@ def _finished(session: Session, result: RunResult, started: float) -> RunResult:
     result = replace(result, seconds=time.monotonic() - started)
     best = max((e.mean_dice for e in result.leaderboard if not math.isnan(e.mean_dice)), default=math.nan)
     facts = {"best_mean_dice": best, "members": result.members, "seconds": result.seconds}
+    facts["retries"] = session.retries
     if result.evaluation is not None:
         facts["test_mean_dice"] = result.evaluation.mean_dice
-    session.notify(Event("result", f"done in {result.seconds / 60:.1f} minutes", facts))
+    retries = {0: "", 1: ", one job tried again"}.get(session.retries, f", jobs tried again {session.retries} times")
+    session.notify(Event("result", f"done in {result.seconds / 60:.1f} minutes{retries}", facts))
     return result
 
 

@@ -83,6 +83,8 @@ def look_ahead(config: RunConfig, notify: Notify, *, only_training: bool = False
             jobs += _predictions(replace(session, workspace=real), drafts.datalist, trainings, method)
     if config.not_use_cache:
         jobs = [job if job.fate == RUNS else replace(job, fate=ANEW, reason="not_use_cache") for job in jobs]
+    if config.hpo:
+        notes = ["hpo: the sweep comes first; a configuration that is better is trained beside these", *notes]
     return replace(found, jobs=tuple(jobs), notes=tuple(notes))
 
 

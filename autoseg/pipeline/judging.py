@@ -28,8 +28,8 @@ class SweepResult:
     """What a sweep ended with.
 
     `winner`: the best trial, by its number; `better`: whether it beats the default on the cases held out, by `gain`;
-    `default`, `best`: of the first objective on these cases. `trials`: how many ended how. `busy`: share of the slots'
-    seconds that trainings took, `start_up`: that of their start, which `busy` includes. `ranking`: the best trials, with value, folds and overrides.
+    `default`, `best`: of the first objective on these cases. `trials`: how many ended how. `ranking`: the best ones.
+    `busy`: share of the slots' seconds that trainings took, `start_up`: that of their start, which `busy` includes.
     """
 
     work_dir: Path
@@ -58,8 +58,8 @@ class SweepResult:
         """The files to look at, those that exist."""
         hpo = Workspace(self.work_dir).hpo
         names = {"best": "best.yaml", "trials": "trials.csv", "front": "pareto.csv", "pictures": "pictures"}
-        found = {name: hpo / file for name, file in {**names, "study": "journal.log", "summary": "summary.json"}.items()}
-        return {name: path for name, path in found.items() if path.exists()}
+        names |= {"study": "journal.log", "summary": "summary.json"}
+        return {name: hpo / file for name, file in names.items() if (hpo / file).exists()}
 
 
 SHOWN = 5  # trials in the ranking
@@ -94,15 +94,19 @@ def judge(session: Session, feed: Sweep, split: Datalist) -> SweepResult:
         session.workspace.root, chosen.number, chosen.family, chosen.overrides, better, sentence, gain, *values,
         dict(states), ranking=_ranking(feed, default), notes=notes,
     )  # fmt: skip
-    verdicts = [
-        {"trial": trial, "against": against, **vars(found), "verdict": verdict}
-        for trial, against, found, verdict in feed.race.verdicts
-    ]
-    write_json(hpo / "summary.json", {**vars(result), "race": verdicts})
     for note in notes:
         session.notify(Event("warning", note))
     session.notify(Event("result", sentence, {"winner": chosen.number, "better": better, "files": outcome.files}))
     return result
+
+
+def write_summary(result: SweepResult, feed: Sweep) -> None:
+    """hpo/summary.json: the result and every comparison of the race."""
+    verdicts = [
+        {"trial": trial, "against": against, **vars(found), "verdict": verdict}
+        for trial, against, found, verdict in feed.race.verdicts
+    ]
+    write_json(Workspace(result.work_dir).hpo / "summary.json", {**vars(result), "race": verdicts})
 
 
 def _ranking(feed: Sweep, default: int | None) -> tuple[dict[str, Any], ...]:
@@ -197,4 +201,3 @@ def _commonest_error(feed: Sweep) -> str:
         return "no trial is done"
     said = "; ".join(f"{count} times: {error}" for error, count in errors.most_common(3))
     return f"every trial failed: {said}"
-

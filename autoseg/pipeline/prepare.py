@@ -65,7 +65,10 @@ def families(config: RunConfig) -> dict[str, Path]:
     from autoseg.bundles.templates import available_templates, find_templates
 
     folder = config.templates_path_or_url
-    return find_templates(config.algos or tuple(available_templates(folder)), folder)
+    found = find_templates(config.algos or tuple(available_templates(folder)), folder)
+    if config.tuned is not None:
+        found[config.tuned] = Workspace(config.work_dir).variants / config.tuned
+    return found
 
 
 def check_settings(config: RunConfig) -> None:
@@ -184,7 +187,8 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
         else:
             plans[name] = load_algo(name, folder).make_plan(*found, datalist, machine, said_of(config, name, folder))
     against = {name: plan.skip or plan.spare for name, plan in plans.items() if plan.skip or plan.spare}
-    kept = {name: plan for name, plan in plans.items() if config.algos or not config.allow_skip or name not in against}
+    wanted = plans if config.algos or not config.allow_skip else [*(plans.keys() - against.keys()), config.tuned]
+    kept = {name: plan for name, plan in plans.items() if name in wanted}
     for name, reason in against.items():
         fate = "is trained because it was asked for" if name in kept else "is left out"
         session.notify(Event("warning", f"{name} {fate}: {reason}"))
@@ -253,7 +257,6 @@ def write_bundles(session: Session, datalist: Datalist, plans: Mapping[str, Plan
     from autoseg.bundles.contract import is_foreign
     from autoseg.bundles.foreign import write_foreign
 
-    logging.getLogger("monai.apps.auto3dseg.bundle_gen").setLevel(logging.WARNING)  # the stage says it
     workspace = session.workspace
     bundles = []
     folders = families(session.config)
@@ -279,6 +282,7 @@ def write_bundle(
 
     from autoseg.bundles import load_algo
 
+    logging.getLogger("monai.apps.auto3dseg.bundle_gen").setLevel(logging.WARNING)  # the stage says it
     workspace = session.workspace
     algo = load_algo(name, workspace.templates / name)
     algo.set_data_stats(str(workspace.datastats_yaml))
@@ -334,6 +338,7 @@ def forget(workspace: Workspace, algos: Iterable[str]) -> None:
 
 
 def replace_tree(source: Path, target: Path) -> None:
+    """A copy of a template's folder in place of what stands at `target`."""
     if source.resolve() != target.resolve():
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))

@@ -33,11 +33,13 @@ class Session:
     job_memory: int = 0  # bytes of a GPU that trainings reserve, where it was measured that several are to share one
     width: float = 1.0  # of networks, see `Machine`
     lost: list[str] = field(default_factory=list)  # names of GPUs
+    retries: int = 0  # jobs started again
 
     def notify(self, event: Event) -> None:
         """Log to events.jsonl and tell the listener."""
         if self.clock is not None:
             self.clock.tick()
+        self.retries += event.kind == "job_failed" and bool(event.facts.get("again"))
         if event.kind not in VOLATILE:
             self.workspace.log_event(event)
         self.listener(event)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,14 +21,15 @@ from autoseg.hpo.space import BoundSpace, SearchSpace, read_space
 from autoseg.hpo.split import search_split
 from autoseg.hpo.study import check_combination, make_pruner, make_sampler, open_study
 from autoseg.hpo.sweep import JOB_SECONDS, STEPS, Asked, Sweep, Terms
+from autoseg.hpo.variant import write_variant
 from autoseg.pipeline import prepare, training
 from autoseg.pipeline.clock import Clock
 from autoseg.pipeline.inputs import case_digests, fingerprint, made_from
-from autoseg.pipeline.judging import SweepResult, judge
+from autoseg.pipeline.judging import SweepResult, judge, write_summary
 from autoseg.pipeline.session import Session
 from autoseg.planning import Plan
 from autoseg.records import Datalist, Event, Job, Slot
-from autoseg.workspace import read_json, write_json, write_yaml
+from autoseg.workspace import Workspace, read_json, write_json, write_yaml
 
 TRIALS = 30  # where nothing says how many
 SHARE = 0.75  # of a sweep's time: its trials; the rest: the race, the cases held out
@@ -89,6 +91,8 @@ def _pruner(config: RunConfig, objectives: int) -> Any:
 def sweep(session: Session, datalist: Datalist) -> SweepResult:
     """Do the sweep in the session's work_dir, whose data are analysed."""
     started = time.monotonic()
+    if session.config.not_use_cache:
+        shutil.rmtree(session.workspace.hpo, ignore_errors=True)
     work = _Sweeping.prepare(session, datalist)
     work.preprocess()
     work.study_and_feed()
@@ -100,7 +104,17 @@ def sweep(session: Session, datalist: Datalist) -> SweepResult:
     result = judge(session, work.feed, work.split)
     if work.own_clock is not None:
         work.own_clock.end()
-    return replace(result, seconds=time.monotonic() - started, busy=sum(took) / whole, start_up=work.starts() / whole)
+    busy, start_up = sum(took) / whole, work.starts() / whole
+    result = replace(result, seconds=time.monotonic() - started, busy=busy, start_up=start_up)
+    write_summary(result, work.feed)
+    return result
+
+
+def with_variant(config: RunConfig, family: str, overrides: Mapping[str, Any]) -> RunConfig:
+    """The configuration with one family more: `family` with these hyper-parameters, as a template in the work_dir."""
+    name = write_variant(prepare.families(config)[family], Workspace(config.work_dir).variants).name
+    said = {**config.family_settings.get(family, {}), **overrides}
+    return replace(config, tuned=name, family_settings={**config.family_settings, name: said})
 
 
 @dataclass
@@ -137,8 +151,9 @@ class _Sweeping:
         objectives = read_objectives(asked.objective, split.scored)
         slots = session.slots(asked.n_trials or TRIALS)
         clock = own = None
-        if asked.time_limit:
-            clock = own = Clock(asked.time_limit, workspace.hpo / "clock.json")
+        if asked.time_limit or (config.hpo and session.clock is not None):
+            half = session.clock.limit / 2 if session.clock is not None else 0.0  # of a run's time, where none is said
+            clock = own = Clock(asked.time_limit or half, workspace.hpo / "clock.json")
         elif session.clock is not None:
             clock = session.clock
         made = cls(session, split, plans, folders, space, objectives, slots, {}, clock, own)
@@ -191,9 +206,7 @@ class _Sweeping:
         folds = self.split.num_fold
         self._say_where_the_plan_lies_outside()
         terms = Terms(trials, min(asked.trial_folds, folds), min(asked.race_folds, folds), self._in_time)
-        self.feed = Sweep(
-            study, self.space, self.objectives, workspace.hpo, self.make_job, terms, self.session.notify
-        )
+        self.feed = Sweep(study, self.space, self.objectives, workspace.hpo, self.make_job, terms, self.session.notify)
 
     def _say_where_the_plan_lies_outside(self) -> None:
         for family in self.plans:
@@ -261,7 +274,7 @@ class _Sweeping:
         self.started.add(job.id)
         if self.clock is None:
             return job
-        deadline = time.time() + self.clock.left - self._closing()
+        deadline = time.time() + self._left() - self._closing()
         return replace(job, argv=(*job.argv, "--deadline", f"{deadline:.1f}"))
 
     def _in_time(self, further: bool) -> bool:
@@ -269,9 +282,12 @@ class _Sweeping:
         if self.clock is None:
             return True
         self.clock.tick()
-        left = self.clock.left if self.session.clock is None else min(self.clock.left, self.session.clock.left)
         race = self._typical() if further and self.feed.race.folds > self.feed.terms.folds else 0.0
-        return left > self._typical() + race + self._closing()
+        return self._left() > self._typical() + race + self._closing()
+
+    def _left(self) -> float:
+        clocks = [clock for clock in (self.clock, self.session.clock) if clock is not None]
+        return min(clock.left for clock in clocks)
 
     def _typical(self) -> float:
         """Seconds of a training, its process and its scores included."""

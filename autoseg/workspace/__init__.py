@@ -274,6 +274,7 @@ class Workspace:
     jobs = property(lambda self: self.root / "jobs")
     cache = property(lambda self: self.root / "cache")
     hpo = property(lambda self: self.root / "hpo")
+    variants = property(lambda self: self.root / "hpo" / "templates")
     ensemble_output = property(lambda self: self.root / "ensemble_output")
 
     def bundle(self, algo: str, fold: int) -> Path:

@@ -177,6 +177,6 @@ def test_augmentation_multiplies_every_probability_but_that_of_mirroring(
 ) -> None:
     bundle = Bundle.load(make_bundle(augmentation=strength))
     random = [t for t in bundle.patch_transforms().transforms if hasattr(t, "prob")]
-    names = "affine noise blur brightness brightness contrast gamma low_resolution".split()
+    names = ["affine", "noise", "blur", "brightness", "brightness", "contrast", "gamma", "low_resolution"]
     expected = [min(1.0, strength * bundle.settings[f"{name}_prob"]) for name in names]
     assert [t.prob for t in random] == expected

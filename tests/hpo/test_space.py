@@ -305,7 +305,7 @@ LR = {"learning_rate": {"low": 1e-4, "high": 1e-2}}
         ({"init_filters": {"shorten": [0, 1]}}, "only lists can be shorter"),
         ({"blocks_down": {"shorten": [2, 1]}}, "shorten: 2 is above 1"),
         ({"blocks_down": {"shorten": 1}}, "is not a list of two whole numbers"),
-        ({"momentum": {"low": 0.5, "high": 0.9, "when": {"optimiser": "sgd"}}}, "'optimiser' (did you mean 'optimizer'"),
+        ({"momentum": {"low": 0.5, "high": 0.9, "when": {"optimiser": "sgd"}}}, "'optimiser' (did you mean"),
         ({"momentum": {"low": 0.5, "high": 0.9, "when": {"optimizer": "lion"}}}, "'lion' is none of what is searched"),
         ({"momentum": {"low": 0.5, "high": 0.9, "when": {"augmentation": 3}}}, "augmentation: 3 is none of what"),
         ({"momentum": {"low": 0.5, "high": 0.9, "when": {"precision": 16}}}, "precision: 16 is not of the kind"),

@@ -255,6 +255,7 @@ WITH_PARAMETERS: list[Any] = [
     *module.SAMPLERS,
     {"name": "tpe", "n_startup_trials": 2},
     {"name": "cmaes", "with_margin": True},
+    {"name": "gp", "n_startup_trials": 2},
 ]
 
 
