@@ -19,6 +19,7 @@ from autoseg.errors import Faults, InputError
 from autoseg.hpo.objectives import Objective, read_objectives
 from autoseg.hpo.space import BoundSpace, SearchSpace, read_space
 from autoseg.hpo.split import search_split
+from autoseg.hpo.storage import refuse_unreachable
 from autoseg.hpo.study import check_combination, make_pruner, make_sampler, open_study
 from autoseg.hpo.sweep import JOB_SECONDS, STEPS, Asked, Sweep, Terms
 from autoseg.hpo.variant import write_variant
@@ -55,11 +56,32 @@ def _check_sweep(config: RunConfig) -> None:
     objectives = asked.objective if isinstance(asked.objective, list) else [asked.objective]
     pruner = _pruner(config, len(objectives))
     parts: list[Callable[[], Any]] = [
-        lambda: read_objectives(asked.objective),
+        lambda: _check_cases(config),
         lambda: check_combination(asked.sampler, pruner, len(objectives)),
         lambda: _space(config, _families(config)),
+        lambda: refuse_unreachable(asked.storage),
     ]
     for part in parts:
+        try:
+            part()
+        except InputError as error:
+            faults.extend(error.faults)
+    faults.raise_if_any()
+
+
+def _check_cases(config: RunConfig) -> None:
+    """The objectives, with their labels where the datalist declares some; and whether there are enough patients."""
+    objective = config.hpo_params.objective
+    try:
+        datalist = prepare.read_datalist(config)
+    except InputError:  # which `refuse_bad_input` has told
+        read_objectives(objective)
+        return
+    faults = Faults()
+    for part in (
+        lambda: read_objectives(objective, datalist.scored or None),
+        lambda: search_split(datalist, config.hpo_params.held_out, config.seed),
+    ):
         try:
             part()
         except InputError as error:
@@ -72,7 +94,7 @@ def _families(config: RunConfig) -> dict[str, Path]:
     folders = prepare.families(config)
     ours = {name: folder for name, folder in folders.items() if not is_foreign(folder)}
     faults = Faults()
-    for name in (name for name in folders if config.algos and name not in ours):
+    for name in (name for name in folders if (config.algos or not ours) and name not in ours):
         faults.add("", "algos", f"{name} cannot be tuned: its template is written for MONAI's Auto3DSeg")
     faults.raise_if_any()
     return ours
@@ -94,8 +116,8 @@ def sweep(session: Session, datalist: Datalist) -> SweepResult:
     if session.config.not_use_cache:
         shutil.rmtree(session.workspace.hpo, ignore_errors=True)
     work = _Sweeping.prepare(session, datalist)
-    work.preprocess()
     work.study_and_feed()
+    work.preprocess()
     session.stage(work.sentence())
     before = time.monotonic()
     results = training.run_jobs(session, [], work.slots, work.at_start, feed=work.feed)
