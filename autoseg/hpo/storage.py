@@ -34,14 +34,14 @@ def open_storage(journal: Path, storage: str | None) -> BaseStorage:
 
 
 def refuse_unreachable(storage: str | None) -> None:
-    """Raises `InputError` (field `storage`) where the database at this URL cannot be reached; makes nothing there."""
+    """Raises `InputError` (field `storage`) where the database at this URL cannot be reached; makes no table there."""
     if storage is None:
         return
     with refused(shown(storage), storage):
         url, options = _connection(storage)
         engine = sqlalchemy.create_engine(url, **options)
         try:
-            engine.connect().close()
+            sqlalchemy.inspect(engine).get_table_names()
         finally:
             engine.dispose()
 
