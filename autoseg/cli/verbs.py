@@ -78,6 +78,7 @@ def tune(
     held_out: float | None = None,
     storage: str | None = None,
     study: str | None = None,
+    dry_run: bool = False,
     **flags: Any,
 ) -> int:
     """Search the hyper-parameters with Optuna; says whether the best trial beats the default on unseen cases.
@@ -95,10 +96,15 @@ def tune(
     held_out: share of the patients that no trial sees (default: the last fold)
     storage: URL of Optuna's storage (default: hpo/journal.log in the work_dir)
     study: its name there (default: autoseg)
+    dry_run: analyse and plan, say what would be searched, and change nothing
     """
     given = {**locals()}
-    params = {key: value for key, value in given.items() if key != "flags" and value is not None}
-    return _show_sweep(_stage("tune", {**flags, "hpo_params": params}))
+    params = {key: value for key, value in given.items() if key not in ("flags", "dry_run") and value is not None}
+    flags["hpo_params"] = params
+    if dry_run:
+        print(*_stage("tune_ahead", flags), "dry run: nothing was changed", sep="\n")
+        return 0
+    return _show_sweep(_stage("tune", flags))
 
 
 def ensemble(**flags: Any) -> int:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from autoseg.pipeline.pace import Pace
 
 __all__ = ["RunResult", "analyze", "cancel", "check", "ensemble", "evaluate", "generate", "job_log", "predict", "run"]
-__all__ += ["status", "train", "tune"]
+__all__ += ["status", "train", "tune", "tune_ahead"]
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,14 @@ def tune(config: RunConfig, notify: Notify | None = None) -> SweepResult:
     with open_session(config, notify, timed=True) as session:
         datalist = prepare.stored_datalist(session.workspace) if config.analyze is False else prepare.analyse(session)
         return tuning.sweep(session, datalist)
+
+
+def tune_ahead(config: RunConfig, notify: Notify | None = None) -> list[str]:
+    """What `tune` would search, and how, in lines; nothing in the work_dir changes but the cache of the analysis."""
+    from autoseg.pipeline import tuning
+
+    tuning.refuse_bad_sweep(config)
+    return tuning.look_ahead(config, notify or silent)
 
 
 def ensemble(config: RunConfig, notify: Notify | None = None) -> RunResult:

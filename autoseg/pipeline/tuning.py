@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from autoseg.bundles import load_algo
 from autoseg.bundles.contract import is_foreign
 from autoseg.config import RunConfig, config_to_input
 from autoseg.datalist import plain_datalist
+from autoseg.devices import detect_devices
 from autoseg.errors import Faults, InputError
 from autoseg.hpo.objectives import Objective, read_objectives
 from autoseg.hpo.space import BoundSpace, SearchSpace, read_space
@@ -27,16 +29,18 @@ from autoseg.pipeline import prepare, training
 from autoseg.pipeline.clock import Clock
 from autoseg.pipeline.inputs import case_digests, fingerprint, made_from
 from autoseg.pipeline.judging import SweepResult, judge, write_summary
-from autoseg.pipeline.session import Session
+from autoseg.pipeline.session import Notify, Session
 from autoseg.planning import Plan
 from autoseg.records import Datalist, Event, Job, Slot
 from autoseg.workspace import Workspace, read_json, write_json, write_yaml
+from autoseg.workspace.lock import refuse_in_use
 
 TRIALS = 30  # where nothing says how many
 SHARE = 0.75  # of a sweep's time: its trials; the rest: the race, the cases held out
 START_SECONDS = 30.0  # of a training, for its process and the scores at its end, until some are known
 SHORTEST = 20.0  # seconds of a trial's training
 BUDGET = ("num_epochs", "num_iterations", "max_seconds")
+BUDGET_JSON = "budget.json"  # in hpo/: what later calls keep to
 PRUNER = "median"
 
 
@@ -132,6 +136,40 @@ def sweep(session: Session, datalist: Datalist) -> SweepResult:
     return result
 
 
+def look_ahead(config: RunConfig, notify: Notify) -> list[str]:
+    """Analyse and plan, and say in lines what a sweep would do. Of the work_dir only the analysis' cache may grow."""
+    real = Workspace(config.work_dir)
+    if real.root.exists():
+        real.create()
+        refuse_in_use(real)
+    with tempfile.TemporaryDirectory(prefix="autoseg_") as folder:
+        session = Session(config, Workspace(folder), detect_devices(), notify)
+        if config.time_limit:
+            session.clock = Clock(config.time_limit, session.workspace.clock_json)
+        record = real.hpo / BUDGET_JSON
+        if record.is_file():
+            session.workspace.hpo.mkdir()
+            shutil.copyfile(record, session.workspace.hpo / BUDGET_JSON)
+        datalist = prepare.analyse(session, real.cache / "analysis" if real.root.exists() else None)
+        work = _Sweeping.prepare(session, datalist)
+    lines = [work.sentence(), "searched around the plan, which is the first trial:"]
+    for family, parameters in work.space.plain().items():
+        lines += [f"  {family}.{name}: {_in_words(domain)}" for name, domain in parameters.items()]
+    asked = len(list((real.hpo / "trials").glob("*/trial.json")))
+    return [*lines, f"trials asked for in earlier calls: {asked}"]
+
+
+def _in_words(domain: Any) -> str:
+    """A domain of a search space, as `BoundSpace.plain` gives it, in a few words; of a callable its name."""
+    if not isinstance(domain, Mapping):
+        return str(domain)
+    if "choices" in domain:
+        return " or ".join(map(str, domain["choices"]))
+    low, high = domain["times"] if "times" in domain else (domain["low"], domain["high"])
+    of = f" times {domain['planned']}" if "times" in domain else ""
+    return f"{low:.3g} to {high:.3g}{of}{', logarithmic' if domain['log'] else ''}"
+
+
 def with_variant(config: RunConfig, family: str, overrides: Mapping[str, Any]) -> RunConfig:
     """The configuration with one family more: `family` with these hyper-parameters, as a template in the work_dir."""
     name = write_variant(prepare.families(config)[family], Workspace(config.work_dir).variants).name
@@ -158,11 +196,16 @@ class _Sweeping:
 
     @classmethod
     def prepare(cls, session: Session, datalist: Datalist) -> _Sweeping:
-        """Split the cases, plan the families, bind the search space to the plans."""
+        """Split the cases, plan the families, bind the search space to the plans.
+
+        Where no family is named, the preferred one is tuned: trials spread over several find less in each.
+        """
         config, asked, workspace = session.config, session.config.hpo_params, session.workspace
         split = search_split(datalist, asked.held_out, config.seed)
         bare = replace(session, config=replace(config, time_limit=None, minutes=None), clock=None)
-        plans = {k: p for k, p in prepare.make_plans(bare, split).items() if k in _families(config)}
+        made = {k: p for k, p in prepare.make_plans(bare, split).items() if k in _families(config)}
+        order = sorted(made, key=lambda name: (-made[name].share, name))  # the preferred one first
+        plans = {name: made[name] for name in (order if config.algos else order[:1])}
         folders = {name: prepare.families(config)[name] for name in plans}
         for name, folder in folders.items():
             prepare.replace_tree(folder, workspace.templates / name)
@@ -178,14 +221,14 @@ class _Sweeping:
             clock = own = Clock(asked.time_limit or half, workspace.hpo / "clock.json")
         elif session.clock is not None:
             clock = session.clock
-        made = cls(session, split, plans, folders, space, objectives, slots, {}, clock, own)
-        made.budget = made._trial_budget()
-        return made
+        sweeping = cls(session, split, plans, folders, space, objectives, slots, {}, clock, own)
+        sweeping.budget = sweeping._trial_budget()
+        return sweeping
 
     def _trial_budget(self) -> dict[str, Any]:
         """How long a trial trains, as hyper-parameters over the planned ones."""
         config, asked = self.session.config, self.session.config.hpo_params
-        record = self.session.workspace.hpo / "budget.json"
+        record = self.session.workspace.hpo / BUDGET_JSON
         unbound = dict.fromkeys(BUDGET)
         if asked.trial_steps:
             found = {**unbound, "num_iterations": asked.trial_steps}
