@@ -205,11 +205,11 @@ class AutoRunner:
     def set_nni_search_space(self, search_space: Mapping[str, Any]) -> AutoRunner:
         """Search these hyper-parameters, and no other: {"learning_rate": {"_type": "choice", "_value": [0.01, 0.001]}}.
 
-        `_type` is choice, uniform, loguniform, quniform or randint. Where all are choices and one family is named, each
-        combination is tried once, as in MONAI; `sampler` of `set_hpo_params` says otherwise.
+        `_type` is choice, uniform, loguniform, quniform or randint. Where all are choices, each combination is tried
+        once, as in MONAI, unless several families are named or `set_hpo_params` names a `sampler`.
         """
         space = read_nni_space(search_space)
-        grid = only_choices(space) and len(self.config.algos or ()) == 1
+        grid = only_choices(space) and len(self.config.algos or ()) <= 1
         self._space = {"space": space, **({"sampler": "grid"} if grid else {})}
         self._sweep.pop("space", None)
         return self._set(hpo_params={**self._space, **self._sweep})

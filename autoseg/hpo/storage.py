@@ -54,7 +54,8 @@ def refused(where: str, storage: str | None) -> Iterator[None]:
     except InputError:
         raise
     except ImportError as error:
-        missing = error.__cause__.name if isinstance(error.__cause__, ImportError) else error.name  # Optuna's, or its own
+        first = error.__cause__ if isinstance(error.__cause__, ImportError) else error  # Optuna wraps SQLAlchemy's
+        missing = first.name
         remedy = "pip install 'autoseg[postgresql]'" if missing == "psycopg" else "which is not installed"
         raise _unusable(where, f"needs the package {missing}: {remedy}") from None
     except (

@@ -46,46 +46,35 @@ PRUNER = "median"
 
 def refuse_bad_sweep(config: RunConfig) -> None:
     """Everything that is wrong with the input, the sweep's part included, at once; the work_dir is not touched."""
-    faults = Faults()
-    for part in (prepare.refuse_bad_input, _check_sweep):
-        try:
-            part(config)
-        except InputError as error:
-            faults.extend(error.faults)
-    faults.raise_if_any()
-
-
-def _check_sweep(config: RunConfig) -> None:
-    asked, faults = config.hpo_params, Faults()
-    objectives = asked.objective if isinstance(asked.objective, list) else [asked.objective]
-    pruner = _pruner(config, len(objectives))
-    parts: list[Callable[[], Any]] = [
+    asked = config.hpo_params
+    objectives = len(asked.objective) if isinstance(asked.objective, list) else 1
+    _all_faults(
+        lambda: prepare.refuse_bad_input(config),
         lambda: _check_cases(config),
-        lambda: check_combination(asked.sampler, pruner, len(objectives)),
+        lambda: check_combination(asked.sampler, _pruner(config, objectives), objectives),
         lambda: _space(config, _families(config)),
         lambda: refuse_unreachable(asked.storage),
-    ]
-    for part in parts:
-        try:
-            part()
-        except InputError as error:
-            faults.extend(error.faults)
-    faults.raise_if_any()
+    )
 
 
 def _check_cases(config: RunConfig) -> None:
     """The objectives, with their labels where the datalist declares some; and whether there are enough patients."""
-    objective = config.hpo_params.objective
+    asked = config.hpo_params
     try:
         datalist = prepare.read_datalist(config)
-    except InputError:  # which `refuse_bad_input` has told
-        read_objectives(objective)
+    except InputError:  # which `refuse_bad_input` tells
+        read_objectives(asked.objective)
         return
+    _all_faults(
+        lambda: read_objectives(asked.objective, datalist.scored or None),
+        lambda: search_split(datalist, asked.held_out, config.seed),
+    )
+
+
+def _all_faults(*parts: Callable[[], object]) -> None:
+    """Call every part; one InputError with the faults of all."""
     faults = Faults()
-    for part in (
-        lambda: read_objectives(objective, datalist.scored or None),
-        lambda: search_split(datalist, config.hpo_params.held_out, config.seed),
-    ):
+    for part in parts:
         try:
             part()
         except InputError as error:
