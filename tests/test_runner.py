@@ -188,9 +188,13 @@ def test_a_sweep_is_optuna_s(source: dict[str, Any]) -> None:
     assert AutoRunner(input={**source, "hpo": True}).config.hpo
     assert not AutoRunner(input={**source, "hpo_backend": "nni"}).config.hpo
     assert not AutoRunner(input=source, hpo_backend="nni").config.hpo, "MONAI's default means nothing without hpo"
-    for given in ({"hpo_backend": "nni"}, {"input": {**source, "hpo_backend": "nni"}}):
+    calls: list[Callable[[], AutoRunner]] = [
+        lambda: AutoRunner(input=source, hpo=True, hpo_backend="nni"),
+        lambda: AutoRunner(input={**source, "hpo_backend": "nni"}, hpo=True),
+    ]
+    for call in calls:
         with pytest.raises(InputError, match="leave it out or give optuna") as caught:
-            AutoRunner(**{"input": source, **given}, hpo=True)
+            call()
         assert [fault.field for fault in caught.value.faults] == ["hpo_backend"]
 
 
@@ -214,7 +218,7 @@ def test_monai_s_own_example_of_a_search(
     rates = [0.0001, 0.001, 0.01, 0.1]
     params = {"maxTrialNumber": 20, "maxExperimentDuration": "1h", "trialConcurrency": 1, "num_epochs": 2}
     params |= {"num_images_per_batch": 1, "trialGpuNumber": 0, "tuner": {"name": "GridSearch"}}
-    calls = [
+    calls: list[Callable[[], AutoRunner]] = [
         lambda: runner.set_nni_search_space({"learning_rate": {"_type": "choice", "_value": rates}}),
         lambda: runner.set_hpo_params(params),
     ]
@@ -270,7 +274,12 @@ def test_every_fault_of_a_search_space_at_once(runner: AutoRunner) -> None:
 
 def test_the_sweep_alone(runner: AutoRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[Any] = []
-    monkeypatch.setattr("autoseg.pipeline.tune", lambda *given: heard.append(given) or "result")
+
+    def tune(*given: Any) -> str:
+        heard.append(given)
+        return "result"
+
+    monkeypatch.setattr("autoseg.pipeline.tune", tune)
     found: Any = runner.set_hpo_params({"n_trials": 2}).tune(notify=print)
     assert found == "result"
     ((config, notify),) = heard

@@ -8,8 +8,8 @@ from typing import Any
 from autoseg.errors import Fault, Faults, InputError, nearest
 
 RENAMED = {"maxTrialNumber": "n_trials", "maxExperimentDuration": "time_limit", "trialConcurrency": "max_parallel"}
-UNUSED = ("trialCodeDirectory", "trialGpuNumber", "trialCommand", "trainingService", "tuner", "experimentName")
-UNUSED += ("searchSpace", "search_space", "assessor", "experimentWorkingDirectory", "nni_dry_run")
+UNUSED: tuple[str, ...] = ("trialCodeDirectory", "trialGpuNumber", "trialCommand", "trainingService", "tuner")
+UNUSED += ("assessor", "experimentName", "experimentWorkingDirectory", "searchSpace", "search_space", "nni_dry_run")
 # `_type` -> how many numbers `_value` holds, and what they are here; NNI's upper bound of integers is not among them
 RANGES: dict[str, tuple[int, Callable[..., dict[str, Any]]]] = {
     "uniform": (2, lambda low, high: {"low": low, "high": high}),

@@ -31,12 +31,8 @@ def algo(demo_data: Path, tmp_path: Path) -> Any:
     """The second fold's Algo out of a generated work_dir; MONAI splits commands at spaces, so there are none."""
     folder = tmp_path / "data"
     demo_data.parent.rename(folder)
-    generate(
-        load_config(
-            {"modality": "MRI", "datalist": str(folder / demo_data.name), "settings": TINY},
-            **{"work_dir": str(tmp_path / "work"), "algos": ["segresnet"], "num_fold": 2},
-        )
-    )
+    given = {"modality": "MRI", "datalist": str(folder / demo_data.name), "settings": TINY, "num_fold": 2}
+    generate(load_config(given, work_dir=str(tmp_path / "work"), algos="segresnet"))
     found = import_bundle_algo_history(str(tmp_path / "work"), only_trained=False)[1]["algo_instance"]
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
@@ -47,7 +43,7 @@ def algo(demo_data: Path, tmp_path: Path) -> Any:
 
 def test_a_study_by_optuna_gen(algo: Any, tmp_path: Path) -> None:
     rates = [0.01, 0.00001]
-    gen = LearningRate(algo=algo, params={"num_iterations": 4})
+    gen: Any = LearningRate(algo=algo, params={"num_iterations": 4})
     sampler = optuna.samplers.GridSampler({"learning_rate": rates}, seed=0)
     study = optuna.create_study(sampler=sampler, direction="maximize")
     objective = functools.partial(gen, obj_filename=gen.get_obj_filename(), output_folder=str(tmp_path / "optuna"))
