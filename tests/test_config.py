@@ -478,3 +478,7 @@ def test_a_sweep_by_file_and_flags(datalist: Path) -> None:
     assert sweep.pruner == {"name": "hyperband", "reduction_factor": 2}
     with pytest.raises(InputError, match="trial_steps"):
         load_config(source, hpo_params={"trial_minutes": 1})
+    before_a_run = load_config(source, tune="2h")
+    assert before_a_run.hpo and before_a_run.hpo_params.time_limit == 7200 and before_a_run.time_limit is None
+    with pytest.raises(InputError, match="tune: 'soon'"):
+        load_config(source, tune="soon")

@@ -27,9 +27,7 @@ def run(*, dry_run: bool = False, tune: str | None = None, **flags: Any) -> int:
     dry_run: analyse and plan, say what would run, what is kept and why, and change nothing
     tune: search the hyper-parameters for so long before, such as 2h; a better configuration joins the ensemble
     """
-    if tune is not None:
-        flags |= {"hpo": True, "hpo_params": {"time_limit": tune}}
-    return _show_result(_stage("run", flags, dry_run=dry_run))
+    return _show_result(_stage("run", {**flags, "tune": tune}, dry_run=dry_run))
 
 
 def check(**flags: Any) -> int:

@@ -192,6 +192,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     **{
         "sigmoid": boolean,
         "hpo": boolean,
+        "tune": duration,
         "multigpu": boolean,
         "minutes": positive,
         "time_limit": duration,

@@ -72,6 +72,8 @@ def load_config(
         faults.add(origins["minutes"], "minutes", "bounds the trainings, which time_limit does, too: give one of them")
     known = {f.name: values[f.name] for f in dataclasses.fields(RunConfig) if f.name in values}
     complete = {"datalist", "dataroot", "modality", "work_dir"} <= known.keys()
+    if "tune" in values:
+        known["hpo"], sweep = True, dataclasses.replace(sweep, time_limit=values["tune"])
     known |= {"settings": settings, "family_settings": family_settings, "hpo_params": sweep}
     config = RunConfig(**known) if complete else None
     if faults or config is None:

@@ -255,6 +255,7 @@ class _Sweeping:
             make_sampler(asked.sampler, config.seed, self.space.grid),
             make_pruner(_pruner(config, len(self.objectives)), STEPS * asked.trial_folds),
         )
+        study.set_metric_names([objective.name for objective in self.objectives])
         limited = asked.n_trials is not None or self.clock is not None
         trials: float = asked.n_trials or (math.inf if limited else TRIALS)
         folds = self.split.num_fold
