@@ -68,6 +68,13 @@ def open_study(
     return study
 
 
+def name_objectives(study: optuna.Study, names: Sequence[str]) -> None:
+    """What Optuna's own tools call the values of a trial."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study.set_metric_names(list(names))
+
+
 def _hush() -> None:
     """Optuna says each trial on stderr: only warnings are wanted, where everything else is logged.
 

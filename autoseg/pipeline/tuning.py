@@ -22,7 +22,7 @@ from autoseg.hpo.objectives import Objective, read_objectives
 from autoseg.hpo.space import BoundSpace, SearchSpace, read_space
 from autoseg.hpo.split import search_split
 from autoseg.hpo.storage import refuse_unreachable
-from autoseg.hpo.study import check_combination, make_pruner, make_sampler, open_study
+from autoseg.hpo.study import check_combination, make_pruner, make_sampler, name_objectives, open_study
 from autoseg.hpo.sweep import JOB_SECONDS, STEPS, Asked, Sweep, Terms
 from autoseg.hpo.variant import write_variant
 from autoseg.pipeline import prepare, training
@@ -255,7 +255,7 @@ class _Sweeping:
             make_sampler(asked.sampler, config.seed, self.space.grid),
             make_pruner(_pruner(config, len(self.objectives)), STEPS * asked.trial_folds),
         )
-        study.set_metric_names([objective.name for objective in self.objectives])
+        name_objectives(study, [objective.name for objective in self.objectives])
         limited = asked.n_trials is not None or self.clock is not None
         trials: float = asked.n_trials or (math.inf if limited else TRIALS)
         folds = self.split.num_fold
