@@ -267,3 +267,17 @@ def test_a_callable_that_cannot_be(datalist: Path, tmp_path: Path) -> None:
             tune(load_config(given, hpo_params={"space": space, "sampler": "tpee"}))
         assert len(caught.value.faults) == 2
     assert not (tmp_path / "w").exists()
+
+
+def test_a_run_that_begins_with_a_sweep(datalist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is wrong with the sweep is told beside what is wrong with the run."""
+    source = tmp_path / "input.yaml"
+    given = {"modality": "MRI", "datalist": str(datalist), "algos": ["segresnet"], "hpo": True, "num_fold": 0}
+    source.write_text(yaml.safe_dump({**given, "hpo_params": {"sampler": "tpee", "trials": 3}}))
+    assert main(["run", "--input", str(source), "--work_dir", str(tmp_path / "w"), "--set", "initfilters=3"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    told = [
+        next((name for name in ("trials", "num_fold", "initfilters", "tpee") if name in line), line) for line in lines
+    ]
+    assert sorted(told) == ["initfilters", "num_fold", "tpee", "trials"]
+    assert not (tmp_path / "w").exists()
