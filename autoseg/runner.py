@@ -11,11 +11,12 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from autoseg.config import RunConfig, load_config
+from autoseg.config import RunConfig, SweepConfig, load_config
+from autoseg.config.nni import only_choices, read_nni_space, without_nni
 from autoseg.datalist import load_datalist, plain_datalist
 from autoseg.devices import forget_devices
 from autoseg.errors import Fault, InputError, nearest
@@ -24,10 +25,10 @@ from autoseg.workspace import write_json
 
 if TYPE_CHECKING:
     from autoseg.pipeline import RunResult
+    from autoseg.pipeline.judging import SweepResult
 
 logger = logging.getLogger(__name__)
 Algos: TypeAlias = Mapping[str, Any] | Sequence[str] | str | None
-NO_HPO = "hyper-parameter search is not part of this version: leave hpo out and set values by set_training_params"
 SAVE_IMAGE = (
     "output_dir output_postfix output_ext output_dtype resample mode padding_mode scale dtype squeeze_end_dims "
     "data_root_dir separate_folder print_log output_format writer channel_dim output_name_formatter folder_layout "
@@ -35,6 +36,8 @@ SAVE_IMAGE = (
 )
 GPUS = "CUDA_VISIBLE_DEVICES"
 PREDICTION = ("mode", "files_slices", "sigmoid")
+SWEEP = tuple(field.name for field in fields(SweepConfig))
+Notify: TypeAlias = Callable[[Event], None]
 
 
 class AutoRunner:
@@ -42,8 +45,9 @@ class AutoRunner:
 
     `input` is a YAML or JSON file or a dict with at least `modality` and `datalist` (`dataroot` defaults to the
     datalist's folder); left out, `<work_dir>/input.yaml` of an earlier run is read. `algos` names network families
-    (a name, a list, or Auto3DSeg's dict). `analyze`, `algo_gen`, `train` and `ensemble` switch stages. `kwargs` are
-    those of `set_image_save_transform`. Raises InputError with every fault of the configuration.
+    (a name, a list, or Auto3DSeg's dict). `analyze`, `algo_gen`, `train` and `ensemble` switch stages. With `hpo` a
+    sweep over hyper-parameters comes before the trainings; only without it `hpo_backend` may be MONAI's default, nni.
+    `kwargs` are those of `set_image_save_transform`. Raises InputError with every fault of the configuration.
     """
 
     def __init__(
@@ -55,7 +59,7 @@ class AutoRunner:
         algo_gen: bool | None = None,
         train: bool | None = None,
         hpo: bool = False,
-        hpo_backend: str = "nni",
+        hpo_backend: str = "optuna",
         ensemble: bool = True,
         not_use_cache: bool = False,
         templates_path_or_url: str | None = None,
@@ -64,8 +68,6 @@ class AutoRunner:
         mlflow_experiment_name: str | None = None,
         **kwargs: Any,
     ):
-        if hpo:
-            raise _refused("hpo", f"{NO_HPO} (hpo_backend '{hpo_backend}')")
         if mlflow_tracking_uri or mlflow_experiment_name:
             logger.warning("mlflow_*: nothing is sent to MLflow; metrics.jsonl and TensorBoard events hold the same")
         self._input = input
@@ -75,6 +77,8 @@ class AutoRunner:
             "analyze": analyze,
             "algo_gen": algo_gen,
             "train": train,
+            "hpo": hpo or None,
+            "hpo_backend": None if hpo_backend == "optuna" else hpo_backend,
             "ensemble": None if ensemble else False,
             "not_use_cache": not_use_cache or None,
             "allow_skip": None if allow_skip else False,
@@ -84,6 +88,10 @@ class AutoRunner:
         self._devices: str | None = None
         self._files: slice | None = None
         self._ensemble: Any = None
+        self._settings: dict[str, Any] = {}  # of set_training_params
+        self._held: dict[str, Any] = {}  # of set_hpo_params: hyper-parameters
+        self._sweep: dict[str, Any] = {}  # ... and all else
+        self._space: dict[str, Any] = {}  # of set_nni_search_space
         self.set_image_save_transform(**kwargs)
         self._set()
 
@@ -112,7 +120,8 @@ class AutoRunner:
             logger.warning("%s belongs to set_device_info; it is passed on", GPUS)
             self.set_device_info(params.pop(GPUS))
         families = {key: dict(value) for key, value in params.items() if isinstance(value, Mapping)}
-        return self._set(settings={k: v for k, v in params.items() if k not in families}, family_settings=families)
+        self._settings = {key: value for key, value in params.items() if key not in families}
+        return self._set(settings={**self._settings, **self._held}, family_settings=families)
 
     def set_device_info(
         self,
@@ -176,18 +185,34 @@ class AutoRunner:
         return self
 
     def set_hpo_params(self, params: Mapping[str, Any] | None = None) -> AutoRunner:
-        """Without effect as long as there is no search."""
-        if params:
-            logger.warning("set_hpo_params has no effect: %s", NO_HPO)
-        return self
+        """What a sweep is told: n_trials, time_limit, sampler, pruner, space, objective, ... (keys of `SweepConfig`).
+
+        As in MONAI hyper-parameters may stand among them, which hold in every trial and in the trainings after it.
+        NNI's maxTrialNumber, maxExperimentDuration and trialConcurrency are understood.
+        """
+        sweep, sentence = without_nni(params or {})
+        if sentence:
+            logger.warning("%s", sentence)
+        parallel = {"max_parallel": sweep.pop("max_parallel", None)}
+        known = set() if set(sweep) <= set(SWEEP) else _hyper_parameters()
+        self._held = {key: sweep.pop(key) for key in list(sweep) if key not in SWEEP and key in known}
+        self._sweep = sweep
+        if "space" in sweep:
+            self._space = {}
+        settings = {**self._settings, **self._held}
+        return self._set(**parallel, settings=settings, hpo_params={**self._space, **sweep})
 
     def set_nni_search_space(self, search_space: Mapping[str, Any]) -> AutoRunner:
-        """Without effect as long as there is no search; a space without `_value` is refused as in MONAI."""
-        faults = [Fault("", key, "has no _value") for key, value in search_space.items() if "_value" not in value]
-        if faults:
-            raise InputError(faults)
-        logger.warning("set_nni_search_space has no effect: %s", NO_HPO)
-        return self
+        """Search these hyper-parameters, and no other: {"learning_rate": {"_type": "choice", "_value": [0.01, 0.001]}}.
+
+        `_type` is choice, uniform, loguniform, quniform or randint. Where all are choices, each combination is tried
+        once, as in MONAI, unless several families are named or `set_hpo_params` names a `sampler`.
+        """
+        space = read_nni_space(search_space)
+        grid = only_choices(space) and len(self.config.algos or ()) <= 1
+        self._space = {"space": space, **({"sampler": "grid"} if grid else {})}
+        self._sweep.pop("space", None)
+        return self._set(hpo_params={**self._space, **self._sweep})
 
     def set_gpu_customization(
         self, gpu_customization: bool = False, gpu_customization_specs: Mapping[str, Any] | None = None
@@ -197,7 +222,7 @@ class AutoRunner:
             logger.warning("set_gpu_customization has no effect: the planner always fits patches to the GPU's memory")
         return self
 
-    def run(self, notify: Callable[[Event], None] | None = None, *, dry_run: bool = False) -> RunResult:
+    def run(self, notify: Notify | None = None, *, dry_run: bool = False) -> RunResult:
         """Do it all; returns leaderboard, members, evaluation and paths.
 
         With `dry_run` nothing is done: the result's `dry` says what would run, what is kept, and why.
@@ -206,13 +231,18 @@ class AutoRunner:
         """
         from autoseg import pipeline
 
-        with _visible_devices(self._devices), self._sliced() as config:
-            if notify is not None:
-                return pipeline.run(config, notify, dry_run=dry_run, ensemble_method=self._ensemble)
-            from autoseg.report.screen import Screen
+        with _visible_devices(self._devices), self._sliced() as config, _listener(notify) as listener:
+            return pipeline.run(config, listener, dry_run=dry_run, ensemble_method=self._ensemble)
 
-            with Screen() as screen:
-                return pipeline.run(config, screen, dry_run=dry_run, ensemble_method=self._ensemble)
+    def tune(self, notify: Notify | None = None) -> SweepResult:
+        """The sweep alone, whatever `hpo` says; returns the best trial, and whether it beats the default.
+
+        `notify` and errors are those of `run`.
+        """
+        from autoseg import pipeline
+
+        with _visible_devices(self._devices), self._sliced() as config, _listener(notify) as listener:
+            return pipeline.tune(config, listener)
 
     @contextmanager
     def _sliced(self) -> Iterator[RunConfig]:
@@ -238,6 +268,25 @@ def _algos(algos: Algos) -> dict[str, Any]:
     if len(folders) > 1:
         raise _refused("algos", f"templates lie in several folders: {', '.join(sorted(folders))}")
     return {"algos": list(algos), **({"templates_path_or_url": folders.pop()} if folders else {})}
+
+
+def _hyper_parameters() -> set[str]:
+    """Names of the hyper-parameters of autoseg's own families."""
+    from autoseg.bundles import available_templates, template_settings
+
+    return {name for folder in available_templates().values() for name in template_settings(folder)}
+
+
+@contextmanager
+def _listener(notify: Notify | None) -> Iterator[Notify]:
+    """Who hears the events: `notify`, or the screen as the shell has it."""
+    if notify is not None:
+        yield notify
+        return
+    from autoseg.report.screen import Screen
+
+    with Screen() as screen:
+        yield screen
 
 
 @contextmanager

@@ -6,6 +6,8 @@ import inspect
 import json
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ from typing import Any
 import pytest
 
 from autoseg import AutoRunner
+from autoseg.bundles import find_templates, template_settings
 from autoseg.config import RunConfig
 from autoseg.errors import InputError
+from autoseg.hpo.space import read_space
 from autoseg.pipeline import RunResult
 
 
@@ -52,7 +56,7 @@ def runner(source: dict[str, Any], tmp_path: Path) -> AutoRunner:
 
 
 def test_the_signatures_are_those_of_monai() -> None:
-    """Every public method and argument of MONAI's class is there, in its order."""
+    """Every public method and argument of MONAI's class is there, in its order; a sweep is another library's."""
     monai_runner = pytest.importorskip("monai.apps.auto3dseg").AutoRunner
     theirs = {name: f for name, f in inspect.getmembers(monai_runner, inspect.isfunction) if name.startswith("set_")}
     theirs |= {"__init__": monai_runner.__init__, "run": monai_runner.run}
@@ -63,7 +67,8 @@ def test_the_signatures_are_those_of_monai() -> None:
                 assert ours[-1].kind is inspect.Parameter.VAR_KEYWORD, name
                 continue
             assert ours[position].name == parameter.name, name
-            assert ours[position].default == parameter.default, f"{name}: {parameter.name}"
+            if parameter.name != "hpo_backend":
+                assert ours[position].default == parameter.default, f"{name}: {parameter.name}"
 
 
 def test_one_call(runner: AutoRunner, ran: list[RunConfig], tmp_path: Path, source: dict[str, Any]) -> None:
@@ -162,6 +167,14 @@ def test_devices_are_visible_during_the_run_only(
         (lambda r: r.set_prediction_params({"mode": "best"}), "ensemble_mode"),
         (lambda r: r.set_prediction_params({"files_slices": 2}), "files_slices"),
         (lambda r: r.set_nni_search_space({"learning_rate": [1e-3]}), "learning_rate"),
+        (lambda r: r.set_nni_search_space({"learning_rate": {"_type": "normal", "_value": [0, 1]}}), "learning_rate"),
+        (lambda r: r.set_nni_search_space({"learning_rate": {"_type": "uniform", "_value": [0]}}), "learning_rate"),
+        (lambda r: r.set_nni_search_space({"learning_rate": {"_type": "choice", "_value": 1e-3}}), "learning_rate"),
+        (lambda r: r.set_nni_search_space({}), "search_space"),
+        (lambda r: r.set_hpo_params({"nni_dry_run": True}), "nni_dry_run"),
+        (lambda r: r.set_hpo_params({"n_trial": 4}), "n_trial"),
+        (lambda r: r.set_hpo_params({"maxExperimentDuration": "soon"}), "time_limit"),
+        (lambda r: r.set_hpo_params({"trial_steps": 4, "trial_minutes": 1}), "trial_steps"),
     ],
 )
 def test_what_cannot_be_is_refused(runner: AutoRunner, call: Callable[[AutoRunner], Any], field: str) -> None:
@@ -170,9 +183,113 @@ def test_what_cannot_be_is_refused(runner: AutoRunner, call: Callable[[AutoRunne
     assert [fault.field for fault in caught.value.faults] == [field]
 
 
-def test_hpo_is_refused_and_says_the_way(source: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="set_training_params"):
-        AutoRunner(input=source, hpo=True)
+def test_a_sweep_is_optuna_s(source: dict[str, Any]) -> None:
+    assert AutoRunner(input=source, hpo=True).config.hpo
+    assert AutoRunner(input={**source, "hpo": True}).config.hpo
+    assert not AutoRunner(input={**source, "hpo_backend": "nni"}).config.hpo
+    assert not AutoRunner(input=source, hpo_backend="nni").config.hpo, "MONAI's default means nothing without hpo"
+    calls: list[Callable[[], AutoRunner]] = [
+        lambda: AutoRunner(input=source, hpo=True, hpo_backend="nni"),
+        lambda: AutoRunner(input={**source, "hpo_backend": "nni"}, hpo=True),
+    ]
+    for call in calls:
+        with pytest.raises(InputError, match="leave it out or give optuna") as caught:
+            call()
+        assert [fault.field for fault in caught.value.faults] == ["hpo_backend"]
+
+
+def test_the_keys_of_a_sweep(runner: AutoRunner) -> None:
+    def space(trial: Any) -> dict[str, Any]:
+        return {}
+
+    params = {"n_trials": 5, "time_limit": "1h", "sampler": "random", "objective": "dice,seconds", "space": space}
+    sweep = runner.set_hpo_params(params).config.hpo_params
+    assert (sweep.n_trials, sweep.time_limit, sweep.sampler) == (5, 3600, "random")
+    assert sweep.objective == ["dice", "seconds"] and sweep.space is space
+    assert runner.set_hpo_params().config.hpo_params.n_trials is None
+
+
+@pytest.mark.parametrize("space_first", [True, False])
+def test_monai_s_own_example_of_a_search(
+    source: dict[str, Any], caplog: pytest.LogCaptureFixture, space_first: bool
+) -> None:
+    """As in MONAI's integration test: NNI's keys, and hyper-parameters beside them."""
+    runner = AutoRunner(input=source, algos="segresnet", hpo=True)
+    rates = [0.0001, 0.001, 0.01, 0.1]
+    params = {"maxTrialNumber": 20, "maxExperimentDuration": "1h", "trialConcurrency": 1, "num_epochs": 2}
+    params |= {"num_images_per_batch": 1, "trialGpuNumber": 0, "tuner": {"name": "GridSearch"}}
+    calls: list[Callable[[], AutoRunner]] = [
+        lambda: runner.set_nni_search_space({"learning_rate": {"_type": "choice", "_value": rates}}),
+        lambda: runner.set_hpo_params(params),
+    ]
+    with caplog.at_level(logging.WARNING):
+        for call in calls if space_first else reversed(calls):
+            call()
+    config = runner.set_training_params({"precision": "float32"}).config
+    assert config.settings == {"precision": "float32", "num_epochs": 2, "num_images_per_batch": 1}
+    assert (config.hpo_params.n_trials, config.hpo_params.time_limit, config.max_parallel) == (20, 3600, 1)
+    assert config.hpo_params.space == {"replace": True, "learning_rate": {"choices": rates}}
+    assert config.hpo_params.sampler == "grid", "four points need no thirty trials"
+    (said,) = caplog.messages
+    assert "maxTrialNumber is taken as n_trials" in said and "trialGpuNumber, tuner: without effect" in said
+
+
+def test_what_nni_calls_a_search_space_is_one_of_ours(runner: AutoRunner, source: dict[str, Any]) -> None:
+    space = {
+        "training#learning_rate": {"_type": "loguniform", "_value": [1e-4, 1e-2]},
+        "foreground_share": {"_type": "uniform", "_value": [0.2, 0.8]},
+        "augmentation": {"_type": "quniform", "_value": [0, 2, 0.5]},
+        "init_filters": {"_type": "randint", "_value": [8, 33]},
+        "optimizer": {"_type": "choice", "_value": ["sgd", "adamw"]},
+    }
+    sweep = runner.set_nni_search_space(space).config.hpo_params
+    assert sweep.sampler == "tpe"
+    folders = find_templates(("segresnet",))
+    bound = read_space(folders, sweep.space).bound({"segresnet": template_settings(folders["segresnet"])})
+    found = bound.plain()["segresnet"]
+    assert set(found) == {"learning_rate", "foreground_share", "augmentation", "init_filters", "optimizer"}
+    assert found["learning_rate"] == {"low": 1e-4, "high": 1e-2, "log": True, "step": None}
+    assert found["foreground_share"] == {"low": 0.2, "high": 0.8, "log": False, "step": None}
+    assert found["augmentation"] == {"low": 0.0, "high": 2.0, "log": False, "step": 0.5}
+    assert (found["init_filters"]["low"], found["init_filters"]["high"]) == (8, 32), "NNI leaves out the upper bound"
+    assert found["optimizer"] == {"choices": ["sgd", "adamw"]}
+
+
+def test_the_later_space_counts(runner: AutoRunner) -> None:
+    ours, nni = {"learning_rate": {"choices": [0.1, 0.2]}}, {"dice_share": {"_type": "choice", "_value": [0.4, 0.6]}}
+    assert runner.set_nni_search_space(nni).set_hpo_params({"space": ours}).config.hpo_params.space == ours
+    assert "dice_share" in runner.set_nni_search_space(nni).config.hpo_params.space
+    assert "dice_share" in runner.set_hpo_params({"n_trials": 3}).config.hpo_params.space
+
+
+def test_every_fault_of_a_search_space_at_once(runner: AutoRunner) -> None:
+    with pytest.raises(InputError) as caught:
+        runner.set_nni_search_space({"a": 3, "b": {"_type": "choise", "_value": [1]}, "c": {"_type": "choice"}})
+    assert {fault.field: fault.message for fault in caught.value.faults} == {
+        "a": "has no _value",
+        "b": "_type: 'choise' is none of choice, uniform, loguniform, quniform, randint (did you mean 'choice'?)",
+        "c": "has no _value",
+    }
+
+
+def test_the_sweep_alone(runner: AutoRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[Any] = []
+
+    def tune(*given: Any) -> str:
+        heard.append(given)
+        return "result"
+
+    monkeypatch.setattr("autoseg.pipeline.tune", tune)
+    found: Any = runner.set_hpo_params({"n_trials": 2}).tune(notify=print)
+    assert found == "result"
+    ((config, notify),) = heard
+    assert config.hpo_params.n_trials == 2 and notify is print
+
+
+def test_the_runner_loads_no_optuna() -> None:
+    code = "import sys, autoseg; autoseg.AutoRunner; print([m for m in ('torch', 'optuna') if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(

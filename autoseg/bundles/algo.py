@@ -78,11 +78,16 @@ class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
         """Complete the copied template at `algo_path` to a bundle; tolerates unknown keyword arguments.
 
         Keywords used: fold, plan (a ready Plan; otherwise one is made for this machine), home (where the bundle will
-        stand, if not at `algo_path`), cache (of preprocessed cases, if not beside the bundles).
+        stand, if not at `algo_path`), cache (of preprocessed cases, if not beside the bundles). With MONAI's OptunaGen
+        and NNIGen, which say fill_with_datastats=False: the settings of the bundle before, and theirs over them.
         """
         self.fold = int(kwargs.get("fold", self.fold))
         source, datalist = self._given()
-        plan = kwargs.get("plan") or self._plan_here(read_yaml(data_stats_filename), source, datalist)
+        before = self.fill_records.get("hyper_parameters.yaml")
+        if before and not kwargs.get("fill_with_datastats", True):
+            plan = Plan({**before, **_known_among(kwargs, before)})
+        else:
+            plan = kwargs.get("plan") or self._plan_here(read_yaml(data_stats_filename), source, datalist)
         settings = {**self._defaults(), **plan.settings, "name": self.name, "fold": self.fold}
         home = Path(kwargs.get("home", algo_path))
         settings["dataroot"] = datalist.dataroot
@@ -115,6 +120,13 @@ class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
     def state_dict(self) -> dict[str, Any]:
         """MONAI's state and the fold: OptunaGen generates again without saying it."""
         return {**super().state_dict(), "fold": self.fold}
+
+
+def _known_among(given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters among what a caller gives; num_epochs puts aside num_iterations, which was said before."""
+    found = {key.rpartition("#")[2]: value for key, value in given.items()}
+    found = {key: value for key, value in found.items() if key in known}
+    return {**({"num_iterations": None} if "num_epochs" in found else {}), **found}
 
 
 def _with_found_labels(datalist: Datalist, source: Mapping[str, Any], values: Sequence[int]) -> Datalist:

@@ -86,4 +86,8 @@ def load(*, input: str | None = None, set: list[str] | None = None, **flags: Any
     except InputError as error:
         from autoseg.pipeline.prepare import with_later_faults
 
-        raise with_later_faults(error) from None
+        if "hpo_params" not in flags and not getattr(error.partial, "hpo", False):
+            raise with_later_faults(error) from None
+        from autoseg.pipeline.tuning import refuse_bad_sweep  # and Optuna
+
+        raise with_later_faults(error, refuse_bad_sweep) from None

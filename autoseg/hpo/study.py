@@ -1,12 +1,10 @@
-"""Where a sweep's trials are kept, what chooses the next one, and what ends one early: Optuna's own, by name."""
+"""A sweep's study, what chooses its next trial, and what ends one early: Optuna's own, by name."""
 
 from __future__ import annotations
 
 import inspect
 import json
-import logging
 import math
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,24 +14,16 @@ from types import NoneType
 from typing import Any
 
 import optuna
-import sqlalchemy
-from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, GridSampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from autoseg.errors import Fault, Faults, InputError, nearest, one_line
-from autoseg.workspace import patiently
+from autoseg.errors import Fault, Faults, InputError, nearest
+from autoseg.hpo.storage import open_storage, refused, shown
 
 IDENTITY = "autoseg"  # the study's user attribute that says what it searches
-RECORD = b'{"op_code":'  # how each line of Optuna's journal begins
-CONNECT_SECONDS = 5
-LOCK_SECONDS = 10  # a lock as old as this was left by a process that was killed: a write takes milliseconds
-POSTGRESQL = "postgresql"
-TIMED_DRIVERS = ("psycopg", "psycopg2", "pymysql", "mysqldb")  # those that know `connect_timeout`
 KINDS: dict[str, type | tuple[type, ...]] = {
     "bool": bool,
     "int": int,
@@ -43,7 +33,6 @@ KINDS: dict[str, type | tuple[type, ...]] = {
 }
 # what Optuna's constructors let through, to fail in the middle of a sweep
 LEAST = {"n_ei_candidates": 1, "popsize": 4, "min_resource": 1, "max_resource": 1, "reduction_factor": 2}
-logger = logging.getLogger(__name__)
 
 
 def open_study(
@@ -63,11 +52,10 @@ def open_study(
     another's or searches something else (field `study`, every difference).
     """
     _hush()
-    where = str(journal) if storage is None else _shown(storage)
-    try:
-        kept = _open_journal(journal) if storage is None else _open_database(storage)
+    where = str(journal) if storage is None else shown(storage)
+    with refused(where, storage):
         study = optuna.create_study(
-            storage=kept,
+            storage=open_storage(journal, storage),
             sampler=sampler,
             pruner=pruner,
             study_name=name,
@@ -77,23 +65,14 @@ def open_study(
         _check_identity(study, where, directions, json.loads(json.dumps(identity)))
         if study.get_trials(deepcopy=False):
             study.sampler.reseed_rng()
-    except InputError:
-        raise
-    except ImportError as error:
-        missing = error.__cause__.name if isinstance(error.__cause__, ImportError) else None
-        remedy = "pip install 'autoseg[postgresql]'" if missing == "psycopg" else "which is not installed"
-        raise _unusable(where, f"needs the package {missing}: {remedy}") from None
-    except (
-        # a record of a journal that is none of Optuna's fails in any of these ways
-        *(AssertionError, LookupError, TypeError, ValueError, AttributeError),
-        *(OSError, RuntimeError, sqlalchemy.exc.SQLAlchemyError, StorageInternalError),
-    ) as error:
-        raise _unusable(where, _reason(error, journal, storage)) from None
     return study
 
 
-def _unusable(where: str, message: str) -> InputError:
-    return InputError([Fault(where, "storage", message)])
+def name_objectives(study: optuna.Study, names: Sequence[str]) -> None:
+    """What Optuna's own tools call the values of a trial."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study.set_metric_names(list(names))
 
 
 def _hush() -> None:
@@ -129,93 +108,6 @@ def _check_identity(study: optuna.Study, where: str, directions: Sequence[str], 
 def _brief(value: Any, longest: int = 60) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= longest else text[: longest - 3] + "..."
-
-
-class _MendingLock(JournalFileOpenLock):
-    """Before anything is appended, cuts off the part of a line that a killed writer or a full disk has left.
-
-    Optuna would append to that part, and could not read the journal from then on.
-    """
-
-    def __init__(self, path: Path):
-        super().__init__(str(path), grace_period=LOCK_SECONDS)
-        self._path = path
-
-    def acquire(self) -> bool:
-        super().acquire()
-        try:
-            with open(self._path, "r+b") as file:
-                journal = file.read()
-                whole = journal.rfind(b"\n") + 1
-                if whole < len(journal):
-                    logger.warning("%s: the last line was torn and is cut off", self._path)
-                    file.truncate(whole)
-        except BaseException:
-            self.release()
-            raise
-        return True
-
-
-class _Journal(JournalFileBackend):
-    """Optuna's journal, which waits for room where the disk is full."""
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        patiently(lambda: JournalFileBackend.append_logs(self, logs), Path(self._file_path))
-
-
-def _open_journal(path: Path) -> BaseStorage:
-    path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        with open(path, "rb") as file:
-            head = file.read(len(RECORD))
-        if not RECORD.startswith(head):
-            raise ValueError("is no journal of Optuna")
-    # of Optuna's two locks, the one that needs no symbolic links; both are safe on NFS from version 3 on
-    return JournalStorage(_Journal(str(path), lock_obj=_MendingLock(path)))
-
-
-def _open_database(url: str) -> BaseStorage:
-    try:
-        parsed = sqlalchemy.make_url(url)
-    except sqlalchemy.exc.ArgumentError:
-        raise ValueError("is no URL such as sqlite:///sweep.db or postgresql://user@host/database") from None
-    if parsed.drivername == POSTGRESQL:  # which driver that means differs between SQLAlchemy 2.0 and 2.1
-        parsed = parsed.set(drivername="postgresql+psycopg")
-    options: dict[str, Any] = {}
-    if parsed.get_driver_name() in TIMED_DRIVERS:
-        options["pool_pre_ping"] = True  # hours may lie between two trials
-        if "connect_timeout" not in parsed.query:
-            options["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
-    return RDBStorage(parsed.render_as_string(hide_password=False), engine_kwargs=options)
-
-
-def _shown(url: str) -> str:
-    """The URL without its password; what is no URL is not shown at all, since it may hold one."""
-    try:
-        return _without_secrets(url).render_as_string(hide_password=True)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        return ""
-
-
-def _without_secrets(url: str) -> sqlalchemy.URL:
-    return sqlalchemy.make_url(url).difference_update_query(["password"])
-
-
-def _reason(error: Exception, journal: Path, storage: str | None) -> str:
-    """Why a storage cannot be used, on one line and without its password."""
-    if isinstance(error, OSError):
-        return f"cannot be opened: {error.strerror}"
-    if storage is None:
-        return f"{journal.name} is damaged, or no journal of Optuna: {one_line(error)}"
-    text = " ".join(str(getattr(error, "orig", None) or error).split())
-    try:
-        url = sqlalchemy.make_url(storage)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        return text
-    for secret in filter(None, (url.password, url.query.get("password"))):
-        text = re.sub(rf"(?<!\w){re.escape(str(secret))}(?!\w)", "***", text)
-    return text
 
 
 class _Grid(GridSampler):

@@ -199,5 +199,5 @@ def _commonest_error(feed: Sweep) -> str:
     )
     if not errors:
         return "no trial is done"
-    said = "; ".join(f"{count} times: {error}" for error, count in errors.most_common(3))
+    said = "; ".join(f"{'once' if n == 1 else f'{n} times'}: {error}" for error, n in errors.most_common(3))
     return f"every trial failed: {said}"

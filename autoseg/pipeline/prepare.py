@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,12 @@ def refuse_bad_input(config: RunConfig) -> None:
     faults.raise_if_any()
 
 
-def with_later_faults(error: InputError) -> InputError:
-    """A configuration's faults and, as far as it could be read, those of families, settings and datalist."""
+def with_later_faults(error: InputError, refuse: Callable[[RunConfig], None] = refuse_bad_input) -> InputError:
+    """A configuration's faults and, as far as it could be read, those of families, settings, datalist: of `refuse`."""
     if not isinstance(error.partial, RunConfig):
         return error
     try:
-        refuse_bad_input(error.partial)
+        refuse(error.partial)
     except InputError as later:
         known = {fault.field for fault in error.faults}
         return InputError([*error.faults, *(f for f in later.faults if f.field not in known)])

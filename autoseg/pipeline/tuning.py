@@ -17,11 +17,12 @@ from autoseg.bundles.contract import is_foreign
 from autoseg.config import RunConfig, config_to_input
 from autoseg.datalist import plain_datalist
 from autoseg.devices import detect_devices
-from autoseg.errors import Faults, InputError
+from autoseg.errors import Fault, Faults, InputError
 from autoseg.hpo.objectives import Objective, read_objectives
 from autoseg.hpo.space import BoundSpace, SearchSpace, read_space
 from autoseg.hpo.split import search_split
-from autoseg.hpo.study import check_combination, make_pruner, make_sampler, open_study
+from autoseg.hpo.storage import refuse_unreachable
+from autoseg.hpo.study import check_combination, make_pruner, make_sampler, name_objectives, open_study
 from autoseg.hpo.sweep import JOB_SECONDS, STEPS, Asked, Sweep, Terms
 from autoseg.hpo.variant import write_variant
 from autoseg.pipeline import prepare, training
@@ -45,26 +46,35 @@ PRUNER = "median"
 
 def refuse_bad_sweep(config: RunConfig) -> None:
     """Everything that is wrong with the input, the sweep's part included, at once; the work_dir is not touched."""
-    faults = Faults()
-    for part in (prepare.refuse_bad_input, _check_sweep):
-        try:
-            part(config)
-        except InputError as error:
-            faults.extend(error.faults)
-    faults.raise_if_any()
-
-
-def _check_sweep(config: RunConfig) -> None:
-    asked, faults = config.hpo_params, Faults()
-    objectives = asked.objective if isinstance(asked.objective, list) else [asked.objective]
-    pruner = _pruner(config, len(objectives))
-    if _name(pruner) == "wilcoxon" and asked.trial_folds == 1:
-        faults.add("", "pruner", "wilcoxon compares trials after each of their folds: give trial_folds, 2 or more")
-    parts: list[Callable[[], Any]] = [
-        lambda: read_objectives(asked.objective),
-        lambda: check_combination(asked.sampler, pruner, len(objectives)),
+    asked = config.hpo_params
+    objectives = len(asked.objective) if isinstance(asked.objective, list) else 1
+    _all_faults(
+        lambda: prepare.refuse_bad_input(config),
+        lambda: _check_cases(config),
+        lambda: check_combination(asked.sampler, _pruner(config, objectives), objectives),
+        lambda: _check_folds(config),
         lambda: _space(config, _families(config)),
-    ]
+        lambda: refuse_unreachable(asked.storage),
+    )
+
+
+def _check_cases(config: RunConfig) -> None:
+    """The objectives, with their labels where the datalist declares some; and whether there are enough patients."""
+    asked = config.hpo_params
+    try:
+        datalist = prepare.read_datalist(config)
+    except InputError:  # which `refuse_bad_input` tells
+        read_objectives(asked.objective)
+        return
+    _all_faults(
+        lambda: read_objectives(asked.objective, datalist.scored or None),
+        lambda: search_split(datalist, asked.held_out, config.seed),
+    )
+
+
+def _all_faults(*parts: Callable[[], object]) -> None:
+    """Call every part; one InputError with the faults of all."""
+    faults = Faults()
     for part in parts:
         try:
             part()
@@ -73,8 +83,12 @@ def _check_sweep(config: RunConfig) -> None:
     faults.raise_if_any()
 
 
-def _name(spec: Any) -> str:
-    return str(spec["name"] if isinstance(spec, Mapping) else spec).lower()
+def _check_folds(config: RunConfig) -> None:
+    pruner = config.hpo_params.pruner
+    name = pruner["name"] if isinstance(pruner, Mapping) else pruner
+    if str(name).lower() == "wilcoxon" and config.hpo_params.trial_folds == 1:
+        message = "wilcoxon compares trials after each of their folds: give trial_folds, 2 or more"
+        raise InputError([Fault("", "pruner", message)])
 
 
 def _families(config: RunConfig) -> dict[str, Path]:
@@ -82,7 +96,7 @@ def _families(config: RunConfig) -> dict[str, Path]:
     folders = prepare.families(config)
     ours = {name: folder for name, folder in folders.items() if not is_foreign(folder)}
     faults = Faults()
-    for name in (name for name in folders if config.algos and name not in ours):
+    for name in (name for name in folders if (config.algos or not ours) and name not in ours):
         faults.add("", "algos", f"{name} cannot be tuned: its template is written for MONAI's Auto3DSeg")
     faults.raise_if_any()
     return ours
@@ -104,8 +118,8 @@ def sweep(session: Session, datalist: Datalist) -> SweepResult:
     if session.config.not_use_cache:
         shutil.rmtree(session.workspace.hpo, ignore_errors=True)
     work = _Sweeping.prepare(session, datalist)
-    work.preprocess()
     work.study_and_feed()
+    work.preprocess()
     session.stage(work.sentence())
     before = time.monotonic()
     results = training.run_jobs(session, [], work.slots, work.at_start, feed=work.feed)
@@ -250,7 +264,7 @@ class _Sweeping:
             make_sampler(asked.sampler, config.seed, self.space.grid),
             make_pruner(_pruner(config, len(self.objectives)), STEPS * asked.trial_folds),
         )
-        study.set_metric_names([objective.name for objective in self.objectives])
+        name_objectives(study, [objective.name for objective in self.objectives])
         limited = asked.n_trials is not None or self.clock is not None
         trials: float = asked.n_trials or (math.inf if limited else TRIALS)
         folds = self.split.num_fold

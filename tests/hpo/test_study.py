@@ -23,6 +23,7 @@ import pytest
 from optuna.trial import TrialState
 
 from autoseg.errors import InputError
+from autoseg.hpo import storage as storage_module
 from autoseg.hpo import study as module
 from autoseg.hpo.study import check_combination, make_pruner, make_sampler, open_study, points_left
 from autoseg.workspace import patiently
@@ -116,14 +117,14 @@ def test_a_full_disk_leaves_no_torn_line(tmp_path: Path, monkeypatch: pytest.Mon
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", full_once)
-    monkeypatch.setattr(module, "patiently", partial(patiently, pause=lambda seconds: None))
+    monkeypatch.setattr(storage_module, "patiently", partial(patiently, pause=lambda seconds: None))
     tried(study, 1)
     assert failed
     assert len(opened(tmp_path).trials) == 1
 
 
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOCK_SECONDS", 3)
+    monkeypatch.setattr(storage_module, "LOCK_SECONDS", 3)
     tried(opened(tmp_path), 1)
     (tmp_path / "hpo" / "journal.log.lock").touch()
     began = time.monotonic()
