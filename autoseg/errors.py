@@ -7,7 +7,7 @@ datalist in one pass instead of one fault a run.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 
@@ -74,6 +74,17 @@ class Faults:
     def raise_if_any(self) -> None:
         if self.items:
             raise InputError(self.items)
+
+
+def all_faults(*parts: Callable[[], object]) -> None:
+    """Call every part; one InputError with the faults of all that raise one."""
+    faults = Faults()
+    for part in parts:
+        try:
+            part()
+        except InputError as error:
+            faults.extend(error.faults)
+    faults.raise_if_any()
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:

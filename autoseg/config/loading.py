@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ def load_config(
         faults.add(origins["minutes"], "minutes", "bounds the trainings, which time_limit does, too: give one of them")
     known = {f.name: values[f.name] for f in dataclasses.fields(RunConfig) if f.name in values}
     complete = {"datalist", "dataroot", "modality", "work_dir"} <= known.keys()
+    if "tune" in values and values["tune"] >= values.get("time_limit", math.inf):
+        faults.add(origins["tune"], "tune", "leaves none of the time_limit to the trainings")
     if "tune" in values:
         known["hpo"], sweep = True, dataclasses.replace(sweep, time_limit=values["tune"])
     known |= {"settings": settings, "family_settings": family_settings, "hpo_params": sweep}

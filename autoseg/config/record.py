@@ -63,6 +63,8 @@ def config_to_input(config: RunConfig) -> dict[str, Any]:
     defaults = RunConfig("", "", "", "")
     for key in (f.name for f in dataclasses.fields(config) if f.name not in (*plain, *passing)):
         value = getattr(config, key)
+        if key == "family_settings" and config.tuned:
+            value = {name: said for name, said in value.items() if name != config.tuned}
         if value != getattr(defaults, key):
             plain[key] = f"{value}s" if key == "time_limit" else _lists(value)
     return plain

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import psutil
+import resource
+import sys
+
 import torch
 
 CPU_ALLOCATOR = "can't allocate memory"  # torch raises a plain RuntimeError there
@@ -20,7 +22,8 @@ def free_memory() -> None:
 
 
 def used_memory(device: torch.device) -> int:
-    """Bytes of the GPU that this process reserved at its peak; on a CPU those that it has now."""
+    """Bytes at the peak of this process: of the GPU, reserved; on a CPU, of the machine."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
-    return int(psutil.Process().memory_info().rss)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

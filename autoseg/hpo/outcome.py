@@ -53,12 +53,12 @@ def write_outcome(study: optuna.Study, folder: Path, objectives: Sequence[str], 
         write_json(folder / "importances.json", {"importances": shares})
         outcome.add(folder / "importances.json")
     try:
-        from autoseg.hpo.pictures import Sweep, draw
+        from autoseg.hpo.pictures import History, draw
     except ImportError as error:
         outcome.left_out["pictures"] = f"{error.name} is not installed: pip install 'autoseg[sweeps]'"
         return outcome
     directions = [direction.name.lower() for direction in study.directions]
-    drawn, left_out = draw(Sweep(trials, tuple(objectives), directions, shares, default), folder / "pictures")
+    drawn, left_out = draw(History(trials, tuple(objectives), directions, shares, default), folder / "pictures")
     for path in drawn:
         outcome.add(path)
     outcome.left_out.update(left_out)

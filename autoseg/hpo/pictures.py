@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Sweep:
+class History:
     """What is drawn: trials, names and directions of the objectives, shares by parameter, the number of the default."""
 
     trials: Sequence[FrozenTrial]
@@ -79,7 +79,7 @@ class Sweep:
         return names[:most], len(names)
 
 
-def draw(sweep: Sweep, folder: Path) -> tuple[list[Path], dict[str, str]]:
+def draw(sweep: History, folder: Path) -> tuple[list[Path], dict[str, str]]:
     """Draws all that the trials suffice for: the PNG files, and the reasons of those left out by file name."""
     pictures: dict[str, Callable[[], Figure]] = {
         "history": partial(history, sweep),
@@ -119,7 +119,7 @@ def _need(enough: Any, reason: str) -> None:
         raise TooLittleError(reason)
 
 
-def history(sweep: Sweep) -> Figure:
+def history(sweep: History) -> Figure:
     """Each objective by the number of the trial, with the best so far; pruned trials by the last they reported."""
     _need(sweep.done, "no trial is done")
     count = len(sweep.objectives)
@@ -155,7 +155,7 @@ def history(sweep: Sweep) -> Figure:
     return figure
 
 
-def importances(sweep: Sweep) -> Figure:
+def importances(sweep: History) -> Figure:
     """The shares of the parameters as bars, the largest on top."""
     _need(sweep.importances, "there are no importances")
     shown = list(sweep.importances.items())[:MOST_BARS]
@@ -173,7 +173,7 @@ def importances(sweep: Sweep) -> Figure:
     return figure
 
 
-def slices(sweep: Sweep, objective: int = 0) -> Figure:
+def slices(sweep: History, objective: int = 0) -> Figure:
     """An objective by each parameter that was varied, one panel each; the later the trial, the darker."""
     _need(len(sweep.done) > 1, f"{len(sweep.done)} trials are done, and it takes 2")
     names, of = sweep.varied(MOST_PANELS)
@@ -209,7 +209,7 @@ def slices(sweep: Sweep, objective: int = 0) -> Figure:
     return figure
 
 
-def parallel(sweep: Sweep) -> Figure:
+def parallel(sweep: History) -> Figure:
     """Each trial that is done as a line over the objectives and those parameters of the best one that were varied."""
     _need(len(sweep.done) > 1, f"{len(sweep.done)} trials are done, and it takes 2")
     names, of = sweep.varied(MOST_AXES, sweep.best())
@@ -245,7 +245,7 @@ def parallel(sweep: Sweep) -> Figure:
     return figure
 
 
-def learning_curves(sweep: Sweep) -> Figure:
+def learning_curves(sweep: History) -> Figure:
     """What each trial reported on its way; the best one and the default stand out."""
     _need(len(sweep.objectives) == 1, "trials of several objectives report nothing on their way")
     done, pruned = _reporting(sweep, TrialState.COMPLETE), _reporting(sweep, TrialState.PRUNED)
@@ -276,7 +276,7 @@ def learning_curves(sweep: Sweep) -> Figure:
     return figure
 
 
-def pareto(sweep: Sweep) -> Figure:
+def pareto(sweep: History) -> Figure:
     """Both objectives of each trial that is done; those on the front have their number."""
     _need(sweep.done, "no trial is done")
     figure = Figure((6.5, 5), layout="constrained")
@@ -301,7 +301,7 @@ def pareto(sweep: Sweep) -> Figure:
     return figure
 
 
-def _reporting(sweep: Sweep, state: TrialState) -> list[FrozenTrial]:
+def _reporting(sweep: History, state: TrialState) -> list[FrozenTrial]:
     return [trial for trial in sweep.of(state) if trial.intermediate_values]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping
 from graphlib import CycleError
 from pathlib import Path
@@ -210,6 +211,7 @@ class SearchSpace:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
             trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
-            FunctionSpace(self.known, self.fixed, self.function).suggest(trial)
+            with contextlib.suppress(optuna.TrialPruned):  # it may give a trial up
+                FunctionSpace(self.known, self.fixed, self.function).suggest(trial)
         finally:
             optuna.logging.set_verbosity(verbosity)

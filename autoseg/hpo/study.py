@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import math
@@ -90,11 +91,11 @@ def _check_identity(study: optuna.Study, where: str, directions: Sequence[str], 
     faults = Faults()
     its_own = [direction.name.lower() for direction in study.directions]
     if its_own != list(directions):
-        faults.add(where, "study", f"'{study.study_name}' is there and has the directions {its_own}: name another")
+        faults.add(where, "study", f"'{study.study_name}' is there and has the directions {its_own}: give another")
     stored = study.user_attrs.get(IDENTITY)
     # an empty study without it was made a moment ago, by this call or by one that was killed before the next line
     if stored is None and (study.user_attrs or study.get_trials(deepcopy=False)):
-        faults.add(where, "study", f"'{study.study_name}' is there and was not made by autoseg: name another")
+        faults.add(where, "study", f"'{study.study_name}' is there and was not made by autoseg: give another name")
     elif stored is not None:
         for key in {**stored, **identity}:
             old, new = (_brief(values[key]) if key in values else "nothing" for values in (stored, identity))
@@ -215,14 +216,20 @@ def make_pruner(spec: Any, steps: int = 10) -> BasePruner:
     return pruner
 
 
-def check_combination(sampler: Any, pruner: Any, objectives: int) -> None:
+def forget_study(name: str, storage: str) -> None:
+    """Delete a study from a database, if it is there."""
+    with refused(shown(storage), storage), contextlib.suppress(KeyError):
+        optuna.delete_study(study_name=name, storage=open_storage(Path(), storage))
+
+
+def check_combination(sampler: Any, pruner: Any, objectives: int, steps: int = 10) -> None:
     """Raises `InputError` with every fault of the two, as for `make_sampler` and `make_pruner`, and of both with
     the number of objectives: Optuna prunes by one only, and CMA-ES does one only.
     """
     faults = Faults()
     for field_name, spec, methods, make in (
         ("sampler", sampler, SAMPLERS, lambda spec: make_sampler(spec, 0, lambda: {})),
-        ("pruner", pruner, _pruners(1), make_pruner),
+        ("pruner", pruner, _pruners(1), lambda spec: make_pruner(spec, steps)),
     ):
         try:
             make(spec)

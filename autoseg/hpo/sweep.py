@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -17,7 +17,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from autoseg.errors import Fault, InputError
+from autoseg.errors import Fault, InputError, one_line
 from autoseg.execution import Feed
 from autoseg.hpo.bound import PLANNED, BoundSpace
 from autoseg.hpo.objectives import Objective
@@ -44,13 +44,15 @@ class Asked:
 @dataclass(frozen=True)
 class Terms:
     """How far a sweep goes. `n_trials`: of the study; `folds`: on which a trial is trained; `race_folds`: with those of
-    the race; `in_time(further)`: whether a training that starts now ends in time, a further trial or one of the race.
+    the race; `in_time(further)`: whether a training that starts now ends in time, a further trial or one of the race;
+    `whole(bundle, scores)`: whether a training had all of its budget.
     """
 
     n_trials: float = math.inf
     folds: int = 1
     race_folds: int = 1
     in_time: Callable[[bool], bool] = lambda further: True
+    whole: Callable[[Path, Mapping[str, Any]], bool] = lambda bundle, scores: True
 
 
 class Sweep(Feed):
@@ -66,7 +68,7 @@ class Sweep(Feed):
         terms: Terms,
         notify: Callable[[Event], None],
     ):
-        """`make_job(asked, fold)` writes the bundle of a trial and gives its job; an InputError fails the trial."""
+        """`make_job(asked, fold)` writes the bundle of a trial and gives its job; where it cannot, the trial fails."""
         self.study, self.space, self.objectives, self.folder = study, space, tuple(objectives), folder
         self.make_job, self.terms, self.notify = make_job, terms, notify
         self.asked: dict[int, Asked] = {}
@@ -98,8 +100,9 @@ class Sweep(Feed):
             number, fold = wanted
             try:
                 job = self.make_job(self.asked[number], fold)
-            except InputError as error:
-                self._failed(number, fold, str(error))
+            except (InputError, ValueError, LookupError, TypeError, ArithmeticError) as error:
+                # nothing that a space suggests may end the sweep, or block it when it is taken up again
+                self._failed(number, fold, str(error) if isinstance(error, InputError) else one_line(error))
                 continue
             self._running[job.id] = wanted
             return job
@@ -174,8 +177,12 @@ class Sweep(Feed):
     def _may_ask(self) -> bool:
         if self._barren >= BARREN:
             return False
-        begun = [t for t in self.study.get_trials(deepcopy=False) if t.state is not TrialState.WAITING]
-        return len(begun) < self.terms.n_trials and points_left(self.study) and self.terms.in_time(True)
+        trials = self.study.get_trials(deepcopy=False)
+        waiting = [t for t in trials if t.state is TrialState.WAITING]
+        more = len(trials) - len(waiting) < self.terms.n_trials and points_left(self.study)
+        # a default that failed in an earlier call is tried again, however many trials there are
+        again = any(PLANNED in t.user_attrs for t in waiting)
+        return (more or again) and self.terms.in_time(True)
 
     def _ask(self) -> int | None:
         """A new trial; None where a callable fails or gives it up, of which it is told."""
@@ -191,7 +198,7 @@ class Sweep(Feed):
             return None
         except ValueError as error:  # Optuna's storages keep the choices of a parameter
             self._tell(handle.number, TrialState.FAIL, str(error))
-            message = f"differs from that of the study's earlier trials: {error} Give the study another name"
+            message = f"differs from that of the study's earlier trials: {error} Give another work_dir"
             raise InputError([Fault("", "space", message)]) from error
         # the default is the plan itself, even where the space does not hold it
         overrides = {} if PLANNED in handle.user_attrs else suggested.overrides
@@ -221,6 +228,7 @@ class Sweep(Feed):
                 scores = self.bundle(trial.number, fold) / "scores.json"
                 if trial.state is TrialState.COMPLETE and scores.is_file():
                     self.scores[trial.number, fold] = read_json(scores)
+                    self._tidy(scores.parent, keep=True)
             if trial.state is TrialState.RUNNING:
                 self._handles[trial.number] = optuna.Trial(self.study, trial._trial_id)
                 self._waiting.append((trial.number, 0))
@@ -236,6 +244,9 @@ class Sweep(Feed):
             found = read_json(self.bundle(number, fold) / "scores.json")
         except InputError as error:
             self._failed(number, fold, str(error))
+            return
+        if not self.terms.whole(self.bundle(number, fold), found):
+            self._failed(number, fold, "cut short by the time limit")
             return
         self.scores[number, fold] = {**found, JOB_SECONDS: seconds}
         if fold >= self.terms.folds:
@@ -282,6 +293,7 @@ class Sweep(Feed):
             self._tell(number, TrialState.FAIL, error)
         else:
             self.lost.add((number, fold))
+            self._tidy(self.bundle(number, fold), keep=False)
             self._raced = None
 
     def _tell(self, number: int, state: TrialState, error: str, values: list[float] | None = None) -> None:
@@ -306,6 +318,16 @@ class Sweep(Feed):
         self._barren = self._barren + 1 if state is TrialState.FAIL or number not in self.asked else 0
         if self._barren == BARREN:
             self.notify(Event("warning", f"{BARREN} trials in a row came to nothing: no further one is asked for"))
+
+    def undecided(self) -> bool:
+        """Whether a trial leads whose race is not over, for want of time."""
+        return bool(self._settled())
+
+    def forget_weights(self, kept: Collection[int]) -> None:
+        """Delete the weights of all trials but those `kept`: they will not predict any more."""
+        for number, fold in self.scores:
+            if number not in kept:
+                self._tidy(self.bundle(number, fold), keep=False)
 
     def ranked(self) -> list[int]:
         """Trials that are done and whose scores are at hand, by the first objective, best first."""

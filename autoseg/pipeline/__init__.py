@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from autoseg.bundles.marks import bundle_settings
 from autoseg.config import RunConfig, load_config
 from autoseg.devices import detect_devices
-from autoseg.errors import InputError
+from autoseg.errors import InputError, NoResultError
 from autoseg.pipeline import prepare
 from autoseg.pipeline.session import Notify, Session, open_session, silent
 from autoseg.pipeline.watching import cancel, job_log, read_leaderboard, status
@@ -56,7 +56,7 @@ class RunResult:
     @property
     def exit_code(self) -> int:
         """0, or 3 where a job failed and the result is valid all the same."""
-        return 3 if self.failed else 0
+        return 3 if self.failed or (self.sweep is not None and self.sweep.exit_code) else 0
 
     @property
     def paths(self) -> dict[str, Path]:
@@ -104,11 +104,7 @@ def _generate(session: Session) -> tuple[Datalist, list[Path]]:
     config, workspace = session.config, session.workspace
     if config.not_use_cache:
         prepare.forget(workspace, prepare.families(config))
-    if config.analyze is False:
-        prepare.refuse_missing(workspace.datastats_yaml, "analyze")
-        datalist = prepare.stored_datalist(workspace)
-    else:
-        datalist = prepare.analyse(session)
+    datalist = _analysed(session)
     from autoseg.pipeline.pace import kept_width
 
     session.width = kept_width(workspace, config.time_limit)
@@ -117,6 +113,14 @@ def _generate(session: Session) -> tuple[Datalist, list[Path]]:
     bundles = prepare.write_bundles(session, datalist, prepare.make_plans(session, datalist))
     session.stage(f"planning: {len(bundles)} bundles written, see {workspace.plan_json}")
     return datalist, bundles
+
+
+def _analysed(session: Session) -> Datalist:
+    """The datalist, its data analysed now, or as `analyze: false` says in an earlier call."""
+    if session.config.analyze is not False:
+        return prepare.analyse(session)
+    prepare.refuse_missing(session.workspace.datastats_yaml, "analyze")
+    return prepare.stored_datalist(session.workspace)
 
 
 def train(config: RunConfig, notify: Notify | None = None) -> RunResult:
@@ -134,8 +138,7 @@ def tune(config: RunConfig, notify: Notify | None = None) -> SweepResult:
 
     tuning.refuse_bad_sweep(config)
     with open_session(config, notify, timed=True) as session:
-        datalist = prepare.stored_datalist(session.workspace) if config.analyze is False else prepare.analyse(session)
-        return tuning.sweep(session, datalist)
+        return tuning.sweep(session, _analysed(session))
 
 
 def tune_ahead(config: RunConfig, notify: Notify | None = None) -> list[str]:
@@ -201,12 +204,19 @@ def _refuse_bad_run(config: RunConfig) -> None:
     tuning.refuse_bad_sweep(config)
 
 
-def _tune_first(session: Session) -> SweepResult:
-    """The sweep that comes before the trainings; a configuration that is better joins them as a family of its own."""
+def _tune_first(session: Session) -> SweepResult | None:
+    """The sweep that comes before the trainings; a configuration that is better joins them as a family of its own.
+
+    One that comes to nothing costs its time, not the run: None.
+    """
     from autoseg.pipeline import tuning
 
-    result = tuning.sweep(session, prepare.analyse(session))
-    if result.better:
+    try:
+        result = tuning.sweep(session, _analysed(session), reuse=True)
+    except NoResultError as error:
+        session.notify(Event("warning", f"the sweep came to nothing, and the families are trained as planned: {error}"))
+        return None
+    if result.better and result.overrides:
         session.config = tuning.with_variant(session.config, result.family, result.overrides)
         session.stage(f"{session.config.tuned} is trained beside the families as planned")
     return result

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from optuna.trial import TrialState
 
-from autoseg.errors import NoResultError
-from autoseg.evaluation import Evaluation, evaluate_pairs
+from autoseg.errors import InputError, NoResultError
 from autoseg.hpo.outcome import write_outcome
 from autoseg.hpo.race import Paired, paired
 from autoseg.hpo.sweep import Sweep
 from autoseg.pipeline import predicting
 from autoseg.pipeline.session import Session
-from autoseg.records import Case, Datalist, Event
-from autoseg.workspace import Workspace, write_json, write_yaml
+from autoseg.records import Case, Datalist, Event, JobResult
+from autoseg.workspace import Workspace, read_json, restored, write_json, write_yaml
 
 
 @dataclass(frozen=True)
@@ -75,24 +74,30 @@ def judge(session: Session, feed: Sweep, split: Datalist) -> SweepResult:
     default = feed.default()
     winner = feed.race.incumbent if feed.race.incumbent not in (None, default) else None
     rival = winner if winner is not None else next((number for number in ranked if number != default), None)
+    feed.forget_weights({default, rival, feed.race.incumbent, *ranked[:SHOWN]} - {None})  # type: ignore[arg-type]
+    outcome = write_outcome(feed.study, hpo, [o.name for o in feed.objectives], default)
     gain: Paired | None = None
     values: tuple[float | None, float | None] = (None, None)
+    failed: tuple[JobResult, ...] = ()
     if default is not None and rival is not None:
-        gain, values = _held_out(session, feed, split, default, rival)
-    better = winner is not None and gain is not None and gain.low > 0
+        gain, values, failed = _held_out(session, feed, split, default, rival)
+    open_race = rival is not None and rival not in feed.race.dismissed and rival != winner and feed.undecided()
+    better = (winner is not None or open_race) and gain is not None and gain.low > 0
     chosen = feed.asked[rival if rival is not None else ranked[0]]
-    outcome = write_outcome(feed.study, hpo, [o.name for o in feed.objectives], default)
     reasons: dict[str, list[str]] = {}
     for name, reason in outcome.left_out.items():
         reasons.setdefault(reason, []).append(name)
     notes = tuple(f"{', '.join(names)} left out: {reason}" for reason, names in reasons.items())
-    sentence = _sentence(feed, default, rival, winner, gain, values, better)
+    why = "its race was not over" if open_race else "did not beat it by more than noise in the search"
+    why = "is not clearly better" if winner is not None else why
+    sentence = _sentence(feed, default, rival, gain, values, better, why)
     best = {chosen.family: chosen.overrides} if better else {}
     write_yaml(hpo / "best.yaml", best, versioned=False, header=f"for --set @best.yaml: {sentence}")
     states = Counter(WORDS[t.state] for t in feed.study.get_trials(deepcopy=False) if t.state in WORDS)
+    states["failed"] += len(failed)
     result = SweepResult(
         session.workspace.root, chosen.number, chosen.family, chosen.overrides, better, sentence, gain, *values,
-        dict(states), ranking=_ranking(feed, default), notes=notes,
+        dict(+states), ranking=_ranking(feed, default), notes=notes,
     )  # fmt: skip
     for note in notes:
         session.notify(Event("warning", note))
@@ -100,13 +105,24 @@ def judge(session: Session, feed: Sweep, split: Datalist) -> SweepResult:
     return result
 
 
-def write_summary(result: SweepResult, feed: Sweep) -> None:
-    """hpo/summary.json: the result and every comparison of the race."""
+def write_summary(result: SweepResult, feed: Sweep, key: str) -> None:
+    """hpo/summary.json: the result and every comparison of the race. `key`: of data and terms, see `finished`."""
     verdicts = [
         {"trial": trial, "against": against, **vars(found), "verdict": verdict}
         for trial, against, found, verdict in feed.race.verdicts
     ]
-    write_json(Workspace(result.work_dir).hpo / "summary.json", {**vars(result), "race": verdicts})
+    write_json(Workspace(result.work_dir).hpo / "summary.json", {**vars(result), "race": verdicts, "key": key})
+
+
+def finished(session: Session, key: str) -> SweepResult | None:
+    """The result of a sweep of this `key` that ended in an earlier call."""
+    path = session.workspace.hpo / "summary.json"
+    with contextlib.suppress(InputError):
+        plain = read_json(path)
+        if isinstance(plain, dict) and plain.pop("key", None) == key:
+            plain.pop("race", None)
+            return replace(restored(SweepResult, plain, path), work_dir=session.workspace.root)
+    return None
 
 
 def _ranking(feed: Sweep, default: int | None) -> tuple[dict[str, Any], ...]:
@@ -130,63 +146,58 @@ def _ranking(feed: Sweep, default: int | None) -> tuple[dict[str, Any], ...]:
 
 def _held_out(
     session: Session, feed: Sweep, split: Datalist, default: int, rival: int
-) -> tuple[Paired, tuple[float, float]]:
-    """(how much better the rival is, the objective of default and rival), on the cases held out.
+) -> tuple[Paired | None, tuple[float | None, float | None], tuple[JobResult, ...]]:
+    """(how much better the rival is, the objective of default and rival, jobs that failed), on the cases held out.
 
-    Each predicts them by the ensemble of its networks of the folds that both were trained on.
+    Each predicts them by the ensemble of its networks of the folds that both were trained on; cases that one of them
+    could not predict do not count.
     """
     folds = [f for f in range(feed.race.folds) if {(default, f), (rival, f)} <= feed.scores.keys()]
-    objective, values, means = feed.objectives[0], [], []
+    objective, found, failed = feed.objectives[0], [], list[JobResult]()
     session.stage(f"held-out cases: {len(split.testing)}, by trials {default} (the default) and {rival}")
     for number in (default, rival):
         bundles = [feed.bundle(number, fold) for fold in folds]
         label = f"held_out_{number:04d}"
         folder = session.workspace.hpo / "held_out" / f"trial_{number:04d}"
         output = functools.partial(_output, folder)
-        predictions, _ = predicting.predict_cases(session, bundles, split.testing, output, label)
-        evaluation = _evaluated(session, split, predictions)
-        rows = [{**vars(row), "label": str(row.label)} for row in evaluation.cases]
-        values.append(objective.by_case([{"cases": rows}]))
-        means.append(objective.value([{"cases": rows}]) if objective.metric else fmean(values[-1].values()))
-    return paired(values[1], values[0]), (means[0], means[1])
+        predictions, lost = predicting.predict_cases(session, bundles, split.testing, output, label)
+        failed += lost
+        evaluation = predicting.evaluated(session, split, predictions)
+        found.append([{**vars(row), "label": str(row.label)} for row in (evaluation.cases if evaluation else ())])
+    common = {row["case"] for row in found[0]} & {row["case"] for row in found[1]}
+    if not common:
+        return None, (None, None), tuple(failed)
+    scores = [{"cases": [row for row in rows if row["case"] in common]} for rows in found]
+    values = [objective.by_case([one]) for one in scores]
+    means = [objective.value([one]) if objective.metric else fmean(values[n].values()) for n, one in enumerate(scores)]
+    return paired(values[1], values[0]), (means[0], means[1]), tuple(failed)
 
 
 def _output(folder: Path, case: Case) -> Path:
     return folder / f"{case.id}.nii.gz"
 
 
-def _evaluated(session: Session, split: Datalist, predictions: Mapping[str, Path]) -> Evaluation:
-    pairs = [(c.id, str(predictions[c.id]), c.label) for c in split.testing if c.label and c.id in predictions]
-    return evaluate_pairs(
-        pairs,
-        labels=split.scored,
-        regions=list(split.regions.values()),
-        tolerance_mm=session.config.tolerance_mm,
-        workers=session.devices.cores,
-        notify=session.notify,
-    )
-
-
 def _sentence(
     feed: Sweep,
     default: int | None,
     rival: int | None,
-    winner: int | None,
     gain: Paired | None,
     values: tuple[float | None, float | None],
     better: bool,
+    why: str,
 ) -> str:
     """Whether the winner is better than the default, by how much, and what is kept."""
     if default is None:
         return "the default configuration could not be trained: there is nothing to compare with"
-    if rival is None or gain is None:
+    if rival is None:
         return "no trial but the default is done: the default is kept"
+    if gain is None:
+        return f"the default is kept: the cases held out could not be predicted by it and by trial {rival}"
     name = feed.objectives[0].name
     measured = f"{name} {values[1]:.4f} against {values[0]:.4f}"
     interval = f"{gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] over {gain.n} cases that no trial has seen"
     if better:
         return f"trial {rival} is better than the default: {measured}, {interval}"
-    why = "did not beat it by more than noise in the search" if winner is None else "is not clearly better"
     return f"the default is kept: trial {rival} {why}; {measured}, {interval}"
 
 
@@ -200,4 +211,4 @@ def _commonest_error(feed: Sweep) -> str:
     if not errors:
         return "no trial is done"
     said = "; ".join(f"{'once' if n == 1 else f'{n} times'}: {error}" for error, n in errors.most_common(3))
-    return f"every trial failed: {said}"
+    return f"no trial is done; {sum(errors.values())} failed, {said}"

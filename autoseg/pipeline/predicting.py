@@ -159,8 +159,16 @@ def predict_cases(
     return predictions, tuple(r for r in results.values() if r.status != "done")
 
 
-def evaluate_testing(session: Session, datalist: Datalist, predictions: dict[str, Path]) -> Evaluation | None:
+def evaluate_testing(session: Session, datalist: Datalist, predictions: Mapping[str, Path]) -> Evaluation | None:
     """Scores of the testing cases that have labels; writes evaluation.json and evaluation.csv."""
+    evaluation = evaluated(session, datalist, predictions)
+    if evaluation is not None:
+        write_evaluation(evaluation, session.workspace.evaluation_json, session.workspace.evaluation_csv)
+    return evaluation
+
+
+def evaluated(session: Session, datalist: Datalist, predictions: Mapping[str, Path]) -> Evaluation | None:
+    """Scores of those testing cases that have labels and were predicted; None where there is none."""
     pairs = [
         (case.id, str(predictions[case.id]), case.label)
         for case in datalist.testing
@@ -169,7 +177,7 @@ def evaluate_testing(session: Session, datalist: Datalist, predictions: dict[str
     if not pairs:
         return None
     session.stage(f"evaluation: {len(pairs)} testing cases")
-    evaluation = evaluate_pairs(
+    return evaluate_pairs(
         pairs,
         labels=datalist.scored,
         regions=list(datalist.regions.values()),
@@ -177,8 +185,6 @@ def evaluate_testing(session: Session, datalist: Datalist, predictions: dict[str
         workers=session.devices.cores,
         notify=session.notify,
     )
-    write_evaluation(evaluation, session.workspace.evaluation_json, session.workspace.evaluation_csv)
-    return evaluation
 
 
 def trained_members(workspace: Workspace) -> tuple[Path, ...]:

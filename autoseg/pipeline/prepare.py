@@ -14,13 +14,13 @@ from autoseg.analysis import CheckResult, check_reports, discovered_labels, exam
 from autoseg.bundles.marks import bundle_weights
 from autoseg.config import RunConfig, config_to_input
 from autoseg.datalist import load_datalist, make_folds, plain_datalist, with_regions
-from autoseg.errors import Fault, Faults, InputError, nearest, one_line
+from autoseg.errors import Fault, Faults, InputError, all_faults, nearest, one_line
 from autoseg.pipeline.inputs import Inputs, bundle_changes, bundle_parts, setting_texts
 from autoseg.pipeline.session import Session
 from autoseg.planning import Machine, Plan, normalize_modes, read_statistics
 from autoseg.planning.budget import seconds_a_share
 from autoseg.planning.plan import pair_faults
-from autoseg.records import Datalist, Event, Slot
+from autoseg.records import Datalist, Event
 from autoseg.workspace import Workspace, read_keys, read_yaml, write_json, write_yaml
 
 
@@ -39,13 +39,7 @@ def read_datalist(config: RunConfig) -> Datalist:
 
 def refuse_bad_input(config: RunConfig) -> None:
     """Families, settings and datalist: all their faults at once, before the work_dir is touched. Loads no torch."""
-    faults = Faults()
-    for part in (check_settings, read_datalist):
-        try:
-            part(config)
-        except InputError as error:
-            faults.extend(error.faults)
-    faults.raise_if_any()
+    all_faults(lambda: check_settings(config), lambda: read_datalist(config))
 
 
 def with_later_faults(error: InputError, refuse: Callable[[RunConfig], None] = refuse_bad_input) -> InputError:
@@ -176,7 +170,7 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
     config, workspace = session.config, session.workspace
     folders = families(config)
     slots = session.slots(len(folders) * datalist.num_fold)
-    machine = machine_for(session, slots)
+    machine = machine_for(session, datalist)
     found = found_statistics(workspace)
     foreign = {name for name, folder in folders.items() if is_foreign(folder)}
     plans = {}
@@ -216,8 +210,9 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
     return kept
 
 
-def machine_for(session: Session, slots: Sequence[Slot]) -> Machine:
-    """What plans are made for: the smallest of the slots."""
+def machine_for(session: Session, datalist: Datalist) -> Machine:
+    """What plans are made for: the smallest of the slots over which all families and folds are trained."""
+    slots = session.slots(len(families(session.config)) * datalist.num_fold)
     smallest = min(s.memory for s in slots), min(s.cpus for s in slots)
     return Machine(session.devices.kind, *smallest, session.width)
 

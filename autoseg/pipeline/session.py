@@ -34,11 +34,12 @@ class Session:
     width: float = 1.0  # of networks, see `Machine`
     lost: list[str] = field(default_factory=list)  # names of GPUs
     retries: int = 0  # jobs started again
+    clocks: list[Clock] = field(default_factory=list)  # of parts of the call
 
     def notify(self, event: Event) -> None:
         """Log to events.jsonl and tell the listener."""
-        if self.clock is not None:
-            self.clock.tick()
+        for clock in (*self.clocks, *([self.clock] if self.clock else [])):
+            clock.tick()
         self.retries += event.kind == "job_failed" and bool(event.facts.get("again"))
         if event.kind not in VOLATILE:
             self.workspace.log_event(event)

@@ -195,14 +195,14 @@ def test_other_terms_are_another_study(swept: tuple[RunConfig, SweepResult, list
 def test_a_better_configuration_is_trained_beside_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datalist = make_demo_data(tmp_path / "data", training=6, testing=1, shape=(24, 24, 20))
     found = SweepResult(tmp_path, 5, "segresnet", {"learning_rate": 5e-3}, True, "trial 5 is better")
-    monkeypatch.setattr(tuning, "sweep", lambda session, datalist: found)
+    monkeypatch.setattr(tuning, "sweep", lambda session, datalist, reuse: found)
     source = {**given(tmp_path / "work", datalist), "settings": {**TINY, "num_iterations": 10}, "num_fold": 1}
     result = run(load_config(source, hpo=True))
     assert {entry.name for entry in result.leaderboard} == {"segresnet_0", "segresnettuned_0"}
     tuned = read_yaml(tmp_path / "work" / "segresnettuned_0" / "configs" / "hyper_parameters.yaml")
     assert tuned["learning_rate"] == 5e-3 and tuned["name"] == "segresnettuned"
     assert result.sweep is found
-    monkeypatch.setattr(tuning, "sweep", lambda session, datalist: replace(found, better=False))
+    monkeypatch.setattr(tuning, "sweep", lambda session, datalist, reuse: replace(found, better=False))
     assert {entry.algo for entry in run(load_config(source, hpo=True)).leaderboard} == {"segresnet"}
 
 
