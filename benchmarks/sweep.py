@@ -116,7 +116,7 @@ def make_table(given: argparse.Namespace) -> int:
             f"on {time.strftime('%Y-%m-%d')}, autoseg {__version__}, {machine()}",
             f"{len(trials)} trials done, {len(study.trials) - len(trials)} failed and left out",
             "dice_10 to dice_100: after so many per cent of its training (as before where there was no validation)",
-            "final: at the original geometry; seconds: of the whole process, its start-up and the scores at its end included",
+            "final: at the original geometry; seconds: of the process, its start-up and the scores at its end included",
             f"{PLAN}{json.dumps(plan)}",
         ):
             file.write(f"# {line}\n")
