@@ -191,7 +191,7 @@ def replay_all(given: argparse.Namespace) -> int:
     print(
         f"\nsweep: the default reaches random search's final Dice, {score:.4f}, at {share(cost)} of its cost ", end=""
     )
-    print(f"(wanted: at most {WANTED_COST:.0%})")
+    print(f"(wanted: at most {share(WANTED_COST)})")
     return 0 if cost <= WANTED_COST else 1
 
 
