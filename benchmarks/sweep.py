@@ -185,7 +185,7 @@ def replay_all(given: argparse.Namespace) -> int:
         at = reaches(outcome, score, costs)
         if method == default:
             cost = at
-        regret = " | ".join(f"{table.best - outcome.scores[place]:.4f}" for place in quarters)
+        regret = " | ".join(f"{max(0.0, table.best - outcome.scores[place]):.4f}" for place in quarters)
         name = ", ".join(map(str, method)) + (" (default)" if method == default else "")
         print(f"| {name} | {regret} | {share(at)} | {outcome.begun:.1f} | {outcome.pruned:.1f} |", flush=True)
     print(
