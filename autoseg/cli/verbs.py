@@ -83,8 +83,8 @@ def tune(
 
     n_trials: of the study, those of earlier calls included (default: 30, or as many as time_limit allows)
     space: YAML file that narrows, widens or replaces what the families search
-    sampler: tpe, tpe_multivariate, gp, cmaes, random, grid or qmc; with parameters {name: tpe, n_startup_trials: 5}
-    pruner: none, median, percentile, halving, hyperband, wilcoxon or threshold, with parameters in the same way
+    sampler: tpe (default), tpe_multivariate, gp, cmaes, random, grid, qmc; or {name: tpe, n_startup_trials: 5}
+    pruner: halving (default), none, median, percentile, hyperband, wilcoxon, threshold, patient; parameters likewise
     objective: dice, another metric, weights {label: weight}, or two such as dice,seconds (a case) or dice,memory
     trial_minutes: of training a trial (default: what time_limit allows 30 trials, else as planned)
     trial_steps: optimiser steps of a trial, instead of minutes

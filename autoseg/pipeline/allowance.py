@@ -108,7 +108,7 @@ class Allowance:
             self.own.end()
 
     def in_time(self, further: bool) -> bool:
-        """Whether a training that starts now is over early enough; behind a further trial there must be time for a race.
+        """Whether a training that starts now is over early enough, and behind a further trial a race.
 
         Where no trial is done yet, the first ones begin as long as they can end.
         """

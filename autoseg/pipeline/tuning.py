@@ -39,7 +39,7 @@ from autoseg.workspace import Workspace, patiently, write_json, write_yaml
 from autoseg.workspace.lock import refuse_in_use
 
 WHOLE = 0.9  # of the seconds granted: a training with less was cut short
-PRUNER = "median"
+PRUNER = "halving"
 
 
 def refuse_bad_sweep(config: RunConfig) -> None:
