@@ -171,8 +171,8 @@ def _pruners(steps: int) -> dict[str, _Method]:
         "none": _Method(pruners.NopPruner),
         "median": _Method(pruners.MedianPruner, early, objectives=1),
         "percentile": _Method(pruners.PercentilePruner, {"percentile": 66.0, **early}, objectives=1),
-        # the first look after three tenths, and every second goes on: on made-up curves that cross, an earlier look or a
-        # third that goes on ended the best trials, and so did the median, which is that of the survivors
+        # first after three tenths, and every second goes on: on made-up curves that cross, an earlier look or a third
+        # that goes on ended the best trials, and so did the median, which is that of the survivors
         "halving": _Method(pruners.SuccessiveHalvingPruner, {"min_resource": 3, "reduction_factor": 2}, objectives=1),
         "hyperband": _Method(
             pruners.HyperbandPruner, {"min_resource": 1, "max_resource": steps, "reduction_factor": 3}, objectives=1
