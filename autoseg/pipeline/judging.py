@@ -211,4 +211,5 @@ def _commonest_error(feed: Sweep) -> str:
     if not errors:
         return "no trial is done"
     said = "; ".join(f"{'once' if n == 1 else f'{n} times'}: {error}" for error, n in errors.most_common(3))
-    return f"no trial is done; {sum(errors.values())} failed, {said}"
+    pruned = sum(t.state is TrialState.PRUNED for t in feed.study.get_trials(deepcopy=False))
+    return f"{f'no trial is done, {pruned} were ended early' if pruned else 'every trial failed'}: {said}"
