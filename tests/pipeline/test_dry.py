@@ -41,7 +41,7 @@ def pretend(job: Job) -> FakeRun:
     """Leave what a job leaves, without its work."""
     root = Path(job.cwd)
     if job.id.startswith("preprocess_"):
-        for case in Bundle.load(job.argv[-1]).datalist().training:
+        for case in Bundle.load(job.argv[-2]).datalist().training:
             folder = root / job.outputs[0] / case.id
             write_json(folder / "case.json", {"source": source_stamp(case)})
             for name, shape in (("image", (1, 2, 2, 2)), ("label", (2, 2, 2)), ("places", (0, 4))):
