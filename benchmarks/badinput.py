@@ -305,7 +305,7 @@ INPUT: dict[str, tuple[Any, ...]] = {
     "learning_rate": (0.1,),
     "train_on_all": ("perhaps",),
     "max_tries": (0, "often"),
-    "hpo": (True,),
+    "hpo": ("maybe",),
 }
 
 
