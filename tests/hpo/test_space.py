@@ -13,12 +13,12 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from optuna.trial import FixedTrial
+from samples import statistics
 
 from autoseg.bundles import available_templates, load_algo, template_settings
 from autoseg.errors import InputError
 from autoseg.hpo.space import BoundSpace, Suggestion, read_space
-from autoseg.planning import Machine, Statistics
-from autoseg.planning.statistics import Intensity
+from autoseg.planning import Machine
 from autoseg.workspace import read_yaml
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -35,21 +35,7 @@ SHAPES = {
 def planned(name: str, machine: Machine = MACHINES[0], kind: str = "hippocampus") -> dict[str, Any]:
     """Settings that a family plans for cases of a kind."""
     shape, spacing = SHAPES[kind]
-    stats = Statistics(
-        n_cases=100,
-        channels=1,
-        spacing_median=spacing,
-        spacing_low=spacing,
-        spacing_tenth=spacing,
-        spacing_high=spacing,
-        shape_median=shape,
-        cropped_shape_median=shape,
-        intensity=(Intensity(60.0, 20.0, -50.0, 200.0, 55.0, 15.0),),
-        label_values=(0, 1, 2),
-        voxels={},
-        cases_with_label={},
-    )
-    return load_algo(name, FAMILIES[name]).plan(stats, machine, ["zscore"]).settings
+    return load_algo(name, FAMILIES[name]).plan(statistics(shape, spacing), machine, ["zscore"]).settings
 
 
 def bound(given: Any = None, name: str = "segresnet", **settings: Any) -> BoundSpace:

@@ -9,35 +9,16 @@ from collections.abc import Callable
 
 import pytest
 from monai.networks.nets.segresnet_ds import scales_for_resolution
+from samples import Triple, statistics
 
 from autoseg.bundles import available_templates, load_algo, template_settings
 from autoseg.planning import FamilyTraits, Machine, Plan, Statistics
 from autoseg.planning.patch import GROWTH, halved_patch, median_size
-from autoseg.planning.statistics import Intensity
 
 FAMILIES = available_templates()
 FLAT = "segresnet2d"
 CPU = Machine("cpu", 6 * 2**30, 1)
 MACHINES = [CPU, Machine("cpu", 2 * 2**30, 2), *(Machine("cuda", gib * 2**30, 8) for gib in (6, 24, 80))]
-Triple = tuple[float, float, float]
-
-
-def statistics(shape: Triple = (180, 160, 150), spacing: Triple = (1, 1, 1), **changes: object) -> Statistics:
-    base = Statistics(
-        n_cases=100,
-        channels=1,
-        spacing_median=spacing,
-        spacing_low=spacing,
-        spacing_tenth=spacing,
-        spacing_high=spacing,
-        shape_median=shape,
-        cropped_shape_median=shape,
-        intensity=(Intensity(60.0, 20.0, -50.0, 200.0, 55.0, 15.0),),
-        label_values=(0, 1, 2),
-        voxels={},
-        cases_with_label={},
-    )
-    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
 
 def plan(name: str, stats: Statistics, machine: Machine = CPU) -> Plan:
