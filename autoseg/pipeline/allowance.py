@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from autoseg.devices import THREAD_SCALING
-from autoseg.engine.budget import SECONDS_A_CASE
 from autoseg.errors import Fault, InputError
 from autoseg.hpo.sweep import JOB_SECONDS
 from autoseg.pipeline.clock import Clock
-from autoseg.pipeline.pace import PREDICTION_START, SECONDS_A_SCORE
+from autoseg.pipeline.pace import prediction_seconds
 from autoseg.pipeline.session import Session
+from autoseg.records import Case, Slot
 from autoseg.workspace import read_json, write_json
 
 TRIALS = 30  # where nothing says how many
 START_SECONDS = 30.0  # of a training, for its process and the scores at its end, until some are known
+A_CASE = 0.5  # seconds to predict a case by one network on a slot, until some were
 SHORTEST = 20.0  # seconds of a trial's training
 SPARE = 0.05  # of the time: trainings and cases differ
 BUDGET = ("num_epochs", "num_iterations", "max_seconds")
@@ -33,7 +33,7 @@ class Allowance:
     slot; a race needs as many as both of its trials may lack.
     """
 
-    def __init__(self, session: Session, slots: int, held_out: int, folds: int, race_folds: int):
+    def __init__(self, session: Session, slots: Sequence[Slot], held_out: Sequence[Case], folds: int, race_folds: int):
         config, asked = session.config, session.config.hpo_params
         self.session, self.slots, self.held_out = session, slots, held_out
         self.folds, self.race_folds = folds, max(folds, race_folds)
@@ -46,11 +46,11 @@ class Allowance:
             self.own = Clock(asked.time_limit or half, session.workspace.hpo / "clock.json")
             session.clocks.append(self.own)
         self.clock = self.own or session.clock
-        self.refuse_another_study()
+        self._refuse_another_study()
         self.token = str(self.record.get("token") or secrets.token_hex(4))
         self.budget = self._budget()
 
-    def refuse_another_study(self) -> None:
+    def _refuse_another_study(self) -> None:
         """Trials of two studies would have the same folders."""
         asked = self.session.config.hpo_params
         wanted = {"study": asked.study, "storage": asked.storage}
@@ -85,7 +85,7 @@ class Allowance:
         """Of a trial's training, so that those asked for, one race and the comparison at the end fit the limit."""
         trainings = (self.session.config.hpo_params.n_trials or TRIALS) * self.folds
         usable, least = (1 - SPARE) * limit - self.closing(), SHORTEST + START_SECONDS
-        rounds = math.ceil(trainings / self.slots) + self._race_rounds()
+        rounds = math.ceil(trainings / len(self.slots)) + self._race_rounds()
         rounds = min(rounds, int(usable / least))
         if rounds < 1 + self._race_rounds():
             needed = (least * (1 + self._race_rounds()) + self.closing()) / (1 - SPARE)
@@ -95,17 +95,12 @@ class Allowance:
 
     def _race_rounds(self) -> int:
         """How often all slots are filled by what two trials may lack of a race."""
-        return math.ceil(2 * (self.race_folds - self.folds) / self.slots)
+        return math.ceil(2 * (self.race_folds - self.folds) / len(self.slots))
 
     @property
     def left(self) -> float:
         clocks = [clock for clock in (self.clock, self.session.clock) if clock is not None]
         return min((clock.left for clock in clocks), default=math.inf)
-
-    def end(self) -> None:
-        """The sweep has ended, well or not: the next one has all of its time."""
-        if self.own is not None:
-            self.own.end()
 
     def in_time(self, further: bool) -> bool:
         """Whether a training that starts now is over early enough, and behind a further trial a race.
@@ -128,18 +123,10 @@ class Allowance:
 
     def closing(self) -> float:
         """Seconds of the comparison: cases held out, predicted by two ensembles and scored, and the files."""
-        cores = self.session.devices.cores
-        known = [float(found.get("seconds_a_case") or 0.5) for found in self.scores.values()]  # on one slot
-        a_case = self.race_folds * (fmean(known) if known else 0.5) / self._speed_up()
-        each = PREDICTION_START + self.held_out * (SECONDS_A_CASE + a_case + SECONDS_A_SCORE / cores)
-        return 10.0 + 2 * each
-
-    def _speed_up(self) -> float:
-        """How much faster a case is predicted with the whole machine than on a slot."""
-        devices = self.session.devices
-        if devices.gpus:
-            return float(len(self.session.slots(max(1, self.held_out))))
-        return float(max(1.0, devices.cores / (devices.cores // self.slots or 1)) ** THREAD_SCALING)
+        known = [float(found.get("seconds_a_case") or A_CASE) for found in self.scores.values()]
+        a_case = fmean(known) if known else A_CASE
+        fixed, times = prediction_seconds(self.session, self.held_out, self.slots)
+        return 10.0 + 2 * (fixed + times * self.race_folds * a_case)
 
 
 def job_seconds(found: Mapping[str, Any]) -> float:

@@ -6,12 +6,12 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from autoseg.devices import makespan
-from autoseg.errors import InputError
+from autoseg.errors import AutosegError, InputError
 from autoseg.planning.budget import largest
 from autoseg.records import Job
 from autoseg.workspace import read_keys, write_json
@@ -50,6 +50,21 @@ class Clock:
     def end(self) -> None:
         """The run ended well: the next call has all of its limit."""
         self.path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def ending(clock: Clock | None) -> Iterator[None]:
+    """What ends well or with an error of ours has ended; what is killed or interrupted goes on with what is left."""
+    ended = False
+    try:
+        yield
+        ended = True
+    except AutosegError:
+        ended = True
+        raise
+    finally:
+        if ended and clock is not None:
+            clock.end()
 
 
 def noted(path: Path) -> tuple[float, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 from autoseg.bundles.marks import family_and_fold, is_foreign_bundle
 from autoseg.config import RunConfig
-from autoseg.devices import detect_devices
 from autoseg.ensemble.members import choose_members
 from autoseg.pipeline import prepare
 from autoseg.pipeline.inputs import (
@@ -27,14 +25,13 @@ from autoseg.pipeline.inputs import (
 )
 from autoseg.pipeline.pace import is_chosen, kept_choice, kept_width
 from autoseg.pipeline.predicting import prediction_jobs
-from autoseg.pipeline.session import Notify, Session
+from autoseg.pipeline.session import Notify, Session, shadow_session
 from autoseg.pipeline.standing import ANEW, KEPT, RUNS, Outlook, outlook
 from autoseg.pipeline.training import reseeded, training_jobs
 from autoseg.pipeline.watching import read_leaderboard
 from autoseg.planning import Plan
 from autoseg.records import Datalist, Job
 from autoseg.workspace import Workspace, read_json, read_yaml, write_yaml
-from autoseg.workspace.lock import refuse_in_use
 
 
 @dataclass(frozen=True)
@@ -66,13 +63,7 @@ def look_ahead(config: RunConfig, notify: Notify, *, only_training: bool = False
     Of a work_dir that is there only the cache of the analysis may grow; one that is not is not made.
     `method`: an AlgoEnsemble of MONAI, as `run` takes it.
     """
-    real = Workspace(config.work_dir)
-    if real.root.exists():
-        real.create()
-        real.refuse_links()
-        refuse_in_use(real)
-    with tempfile.TemporaryDirectory(prefix="autoseg_") as folder:
-        session = Session(config, Workspace(folder), detect_devices(), notify)
+    with shadow_session(config, notify) as (session, real):
         drafts = _draft(session, real)
         found = DryRun(families=drafts.families, labels=drafts.datalist.scored)
         if config.train is False:

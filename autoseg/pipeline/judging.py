@@ -74,7 +74,8 @@ def judge(session: Session, feed: Sweep, split: Datalist) -> SweepResult:
     default = feed.default()
     winner = feed.race.incumbent if feed.race.incumbent not in (None, default) else None
     rival = winner if winner is not None else next((number for number in ranked if number != default), None)
-    feed.forget_weights({default, rival, feed.race.incumbent, *ranked[:SHOWN]} - {None})  # type: ignore[arg-type]
+    may_predict = (default, rival, feed.race.incumbent, *ranked[:SHOWN])
+    feed.forget_weights({number for number in may_predict if number is not None})
     outcome = write_outcome(feed.study, hpo, [o.name for o in feed.objectives], default)
     gain: Paired | None = None
     values: tuple[float | None, float | None] = (None, None)

@@ -22,7 +22,7 @@ from autoseg.pipeline.inputs import bundle_parts, case_digests, fingerprint, mad
 from autoseg.pipeline.session import Session
 from autoseg.pipeline.training import run_jobs, training_jobs
 from autoseg.planning.budget import CPU_SHARE, Candidate, Choice, Room, choose, least_seconds
-from autoseg.records import Datalist, Event, Job, Resources, Slot, Speed, to_plain
+from autoseg.records import Case, Datalist, Event, Job, Resources, Slot, Speed, to_plain
 from autoseg.workspace import Workspace, read_json, read_keys, restored, write_json
 
 # On hippocampus, in equal seconds of one core, half the width scored 0.8264, 0.8500 and 0.8603; full width made 72, 160
@@ -214,13 +214,20 @@ def _predictions(
     session: Session, datalist: Datalist, speeds: dict[str, Speed], trainings: int
 ) -> tuple[float, dict[str, float]]:
     """(seconds of what comes after the trainings whatever their number, seconds a member of each family adds)."""
-    cases, cores = len(datalist.testing), session.devices.cores
-    labelled = len([case for case in datalist.testing if case.label])
-    closing = (PREDICTION_START if cases else 0.0) + SECONDS_A_CASE * cases + SECONDS_A_SCORE * labelled / cores + 2.0
-    slots = session.slots(trainings)  # on which a case was measured
-    faster = 1.0 if session.devices.gpus else (cores / slots[0].cpus) ** THREAD_SCALING
-    one_after_another = math.ceil(cases / len(session.slots(cases))) if session.devices.gpus else cases
-    return closing, {name: one_after_another * max(0.0, s.case - SECONDS_A_CASE) / faster for name, s in speeds.items()}
+    seconds, times = prediction_seconds(session, datalist.testing, session.slots(trainings))
+    return seconds + 2.0, {name: times * max(0.0, s.case - SECONDS_A_CASE) for name, s in speeds.items()}
+
+
+def prediction_seconds(session: Session, cases: Sequence[Case], slots: Sequence[Slot]) -> tuple[float, float]:
+    """(seconds to predict and score cases, their networks apart; how often the seconds of a network and case count).
+
+    `slots`: on which these seconds a case were measured.
+    """
+    cores, labelled = session.devices.cores, len([case for case in cases if case.label])
+    fixed = (PREDICTION_START if cases else 0.0) + SECONDS_A_CASE * len(cases) + SECONDS_A_SCORE * labelled / cores
+    if session.devices.gpus:
+        return fixed, math.ceil(len(cases) / len(session.slots(len(cases))))
+    return fixed, len(cases) / (cores / slots[0].cpus) ** THREAD_SCALING
 
 
 def _chosen(

@@ -20,7 +20,7 @@ from autoseg.pipeline.session import Session
 from autoseg.planning import Machine, Plan, normalize_modes, read_statistics
 from autoseg.planning.budget import seconds_a_share
 from autoseg.planning.plan import pair_faults
-from autoseg.records import Datalist, Event
+from autoseg.records import Datalist, Event, Slot
 from autoseg.workspace import Workspace, read_keys, read_yaml, write_json, write_yaml
 
 
@@ -170,7 +170,7 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
     config, workspace = session.config, session.workspace
     folders = families(config)
     slots = session.slots(len(folders) * datalist.num_fold)
-    machine = machine_for(session, datalist)
+    machine = machine_for(session, slots)
     found = found_statistics(workspace)
     foreign = {name for name, folder in folders.items() if is_foreign(folder)}
     plans = {}
@@ -210,9 +210,8 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
     return kept
 
 
-def machine_for(session: Session, datalist: Datalist) -> Machine:
-    """What plans are made for: the smallest of the slots over which all families and folds are trained."""
-    slots = session.slots(len(families(session.config)) * datalist.num_fold)
+def machine_for(session: Session, slots: Sequence[Slot]) -> Machine:
+    """What plans are made for: the smallest of the slots."""
     smallest = min(s.memory for s in slots), min(s.cpus for s in slots)
     return Machine(session.devices.kind, *smallest, session.width)
 

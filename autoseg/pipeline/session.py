@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from autoseg.config import RunConfig
 from autoseg.devices import Devices, detect_devices, plan_slots
-from autoseg.errors import AutosegError, NoResultError
-from autoseg.pipeline.clock import Clock
+from autoseg.errors import NoResultError
+from autoseg.pipeline.clock import Clock, ending
 from autoseg.records import Event, Slot
 from autoseg.workspace import Workspace
+from autoseg.workspace.lock import refuse_in_use
 
 Notify = Callable[[Event], None]
 VOLATILE = ("progress", "jobs")  # shown, not kept
@@ -74,21 +76,24 @@ class Session:
 
 @contextmanager
 def open_session(config: RunConfig, listener: Notify | None, *, timed: bool = False) -> Iterator[Session]:
-    """Make and lock the work_dir for the length of a verb; a time limit counts where the verb is `timed`.
-
-    What ends well or with an error of ours has ended, and the next call has all of its time; what is killed or
-    interrupted has not.
-    """
+    """Make and lock the work_dir for the length of a verb; a time limit counts where the verb is `timed`."""
     workspace = Workspace(config.work_dir)
     with workspace.lock({"datalist": config.datalist}):
         clock = Clock(config.time_limit, workspace.clock_json) if config.time_limit and timed else None
-        ended = False
-        try:
+        with ending(clock):
             yield Session(config, workspace, detect_devices(), listener or silent, clock)
-            ended = True
-        except AutosegError:
-            ended = True
-            raise
-        finally:
-            if ended and clock is not None:
-                clock.end()
+
+
+@contextmanager
+def shadow_session(config: RunConfig, listener: Notify) -> Iterator[tuple[Session, Workspace]]:
+    """(a session in a folder that goes away again, the real work_dir, which is refused as for a run): for dry runs.
+
+    A work_dir that is not there is not made.
+    """
+    real = Workspace(config.work_dir)
+    if real.root.exists():
+        real.create()
+        real.refuse_links()
+        refuse_in_use(real)
+    with tempfile.TemporaryDirectory(prefix="autoseg_") as folder:
+        yield Session(config, Workspace(folder), detect_devices(), listener), real

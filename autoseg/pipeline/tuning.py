@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,8 +17,7 @@ from autoseg.bundles.contract import is_foreign
 from autoseg.bundles.marks import bundle_settings, family_and_fold
 from autoseg.config import RunConfig, config_to_input
 from autoseg.datalist import plain_datalist
-from autoseg.devices import detect_devices
-from autoseg.errors import AutosegError, Fault, Faults, InputError, all_faults
+from autoseg.errors import Fault, Faults, InputError, all_faults
 from autoseg.hpo.objectives import Objective, read_objectives
 from autoseg.hpo.space import BoundSpace, SearchSpace, read_space
 from autoseg.hpo.split import search_split
@@ -28,15 +27,14 @@ from autoseg.hpo.sweep import STEPS, Asked, Sweep, Terms
 from autoseg.hpo.variant import write_variant
 from autoseg.pipeline import prepare, training
 from autoseg.pipeline.allowance import BUDGET, TERMS, TRIALS, Allowance
-from autoseg.pipeline.clock import Clock
+from autoseg.pipeline.clock import Clock, ending
 from autoseg.pipeline.inputs import case_digests, fingerprint
 from autoseg.pipeline.judging import SweepResult, finished, judge, write_summary
 from autoseg.pipeline.pace import planned_steps
-from autoseg.pipeline.session import Notify, Session
+from autoseg.pipeline.session import Notify, Session, shadow_session
 from autoseg.planning import Machine, Plan
 from autoseg.records import Datalist, Event, Job, Slot, to_plain
 from autoseg.workspace import Workspace, patiently, write_json, write_yaml
-from autoseg.workspace.lock import refuse_in_use
 
 WHOLE = 0.9  # of the seconds granted: a training with less was cut short
 PRUNER = "halving"
@@ -122,9 +120,9 @@ def sweep(session: Session, datalist: Datalist, *, reuse: bool = False) -> Sweep
     if session.config.not_use_cache:
         _forget(session)
     work = _Sweeping.prepare(session, datalist)
-    try:
+    with ending(work.allowance.own):
         work.open_study()
-        if reuse and (result := finished(session, work.key())) is not None:
+        if reuse and (result := finished(session, work.key)) is not None:
             session.stage(f"sweep kept: {result.sentence}")
             return result
         work.preprocess()
@@ -134,14 +132,10 @@ def sweep(session: Session, datalist: Datalist, *, reuse: bool = False) -> Sweep
         took = [results[name].seconds for name in work.started if name in results]
         whole = max(1e-9, len(work.slots) * (time.monotonic() - before))
         result = judge(session, work.feed, work.split)
-    except AutosegError:
-        work.allowance.end()
-        raise
-    work.allowance.end()
-    busy, start_up = sum(took) / whole, work.starts() / whole
-    result = replace(result, seconds=time.monotonic() - started, busy=busy, start_up=start_up)
-    write_summary(result, work.feed, work.key())
-    return result
+        busy, start_up = sum(took) / whole, work.starts() / whole
+        result = replace(result, seconds=time.monotonic() - started, busy=busy, start_up=start_up)
+        write_summary(result, work.feed, work.key)
+        return result
 
 
 def _forget(session: Session) -> None:
@@ -155,12 +149,7 @@ def _forget(session: Session) -> None:
 
 def look_ahead(config: RunConfig, notify: Notify) -> list[str]:
     """Analyse and plan, and say in lines what a sweep would do. Of the work_dir only the analysis' cache may grow."""
-    real = Workspace(config.work_dir)
-    if real.root.exists():
-        real.create()
-        refuse_in_use(real)
-    with tempfile.TemporaryDirectory(prefix="autoseg_") as folder:
-        session = Session(config, Workspace(folder), detect_devices(), notify)
+    with shadow_session(config, notify) as (session, real):
         if config.time_limit:
             session.clock = Clock(config.time_limit, session.workspace.clock_json)
         if (real.hpo / TERMS).is_file():
@@ -199,6 +188,7 @@ class _Sweeping:
 
     session: Session
     split: Datalist
+    folders: dict[str, Path]  # templates of the families
     plans: dict[str, Plan]
     machine: Machine
     space: BoundSpace
@@ -218,20 +208,23 @@ class _Sweeping:
         split = search_split(datalist, asked.held_out, config.seed)
         bare = replace(session, config=replace(config, time_limit=None, minutes=None), clock=None)
         made = prepare.make_plans(bare, replace(split, num_fold=datalist.num_fold))
-        order = sorted((name for name in made if name in _families(config)), key=lambda name: (-made[name].share, name))
+        ours, all_of_them = _families(config), len(prepare.families(config))
+        order = sorted((name for name in made if name in ours), key=lambda name: (-made[name].share, name))
         plans = {name: made[name] for name in (order if config.algos else order[:1])}
-        space = _space(config, {name: prepare.families(config)[name] for name in plans})
+        folders = {name: ours[name] for name in plans}
+        space = _space(config, folders)
         folds = min(asked.trial_folds, split.num_fold), min(asked.race_folds, split.num_fold)
         slots = session.slots(asked.n_trials or TRIALS)
         return cls(
             session=session,
             split=split,
+            folders=folders,
             plans=plans,
-            machine=prepare.machine_for(session, datalist),
+            machine=prepare.machine_for(session, session.slots(all_of_them * datalist.num_fold)),
             space=space.bound({name: plan.settings for name, plan in plans.items()}),
             objectives=read_objectives(asked.objective, split.scored),
             slots=slots,
-            allowance=Allowance(session, len(slots), len(split.testing), *folds),
+            allowance=Allowance(session, slots, split.testing, *folds),
         )
 
     def open_study(self) -> None:
@@ -243,7 +236,7 @@ class _Sweeping:
             workspace.hpo / "journal.log",
             asked.storage,
             [objective.direction for objective in self.objectives],
-            self.identity(),
+            self.identity,
             make_sampler(asked.sampler, config.seed, self.space.grid),
             make_pruner(_pruner(config, len(self.objectives)), STEPS * asked.trial_folds),
         )
@@ -253,8 +246,8 @@ class _Sweeping:
             raise InputError([Fault(str(workspace.hpo), "storage", f"{message}; delete {workspace.hpo} to begin anew")])
         name_objectives(study, [objective.name for objective in self.objectives])
         self.allowance.keep()
-        for name in self.plans:
-            prepare.replace_tree(prepare.families(config)[name], workspace.templates / name)
+        for name, folder in self.folders.items():
+            prepare.replace_tree(folder, workspace.templates / name)
         write_json(workspace.hpo / "datalist.json", plain_datalist(self.split))
         source = {**config_to_input(config), "datalist": str(workspace.hpo / "datalist.json")}
         write_yaml(workspace.hpo / "input.yaml", {**source, "dataroot": self.split.dataroot}, versioned=False)
@@ -278,6 +271,7 @@ class _Sweeping:
         bundles = [self._bundle(Asked(-1, name), 0, home) for name, home in homes.items()]
         training.preprocess(self.session, bundles, self.split)
 
+    @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """What all trials of a study must share, or their values could not be compared."""
         asked, split, config = self.session.config.hpo_params, self.split, self.session.config
@@ -304,10 +298,11 @@ class _Sweeping:
         known = {key: {**planned, **self.allowance.budget}.get(key) for key in BUDGET}
         return ", ".join(f"{key} {value}" for key, value in known.items() if value)
 
+    @functools.cached_property
     def key(self) -> str:
         """Of the data and terms: a sweep of the same key has the same result."""
         asked = vars(self.session.config.hpo_params)
-        return fingerprint({"identity": self.identity(), "asked": {**asked, "space": self.space.plain()}})
+        return fingerprint({"identity": self.identity, "asked": {**asked, "space": self.space.plain()}})
 
     def sentence(self) -> str:
         """What the sweep will do."""
@@ -330,7 +325,7 @@ class _Sweeping:
     def _bundle(self, asked: Asked, fold: int, home: Path) -> Path:
         session, config, name = self.session, self.session.config, asked.family
         further = {objective.metric for objective in self.objectives} - {None, "dice"}
-        said = prepare.said_of(config, name, prepare.families(config)[name])
+        said = prepare.said_of(config, name, self.folders[name])
         overrides = {**said, **self.allowance.budget, "scored_metrics": sorted(map(str, further))}
         overrides["tolerance_mm"] = config.tolerance_mm
         coarser = config.hpo_params.trial_spacing

@@ -17,8 +17,10 @@ from autoseg.records import LeaderboardEntry, Slot, to_plain
 
 MOST_CLASS_COLUMNS = 6  # more do not fit a line of 100 characters
 UNKNOWN = "-"
-STATE_STYLES = {"running": "cyan", "done": "green", "kept": "green", "failed": "bold red"}
-STATE_STYLES |= {"skipped": "yellow", "stopped": "yellow"}
+STATE_STYLES = {
+    **{"running": "cyan", "done": "green", "kept": "green"},
+    **{"failed": "bold red", "skipped": "yellow", "stopped": "yellow"},
+}
 METRIC_TITLES = {
     "dice": "Dice",
     "iou": "IoU",
