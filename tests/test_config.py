@@ -469,6 +469,12 @@ def test_every_fault_of_a_sweep_at_once(datalist: Path, tmp_path: Path) -> None:
     assert "n_trials" in found["hpo_params.trials"]
 
 
+@pytest.mark.parametrize("key", ["sampler", "pruner", "space", "objective"])
+def test_text_of_a_sweep_that_is_no_yaml(datalist: Path, key: str) -> None:
+    with pytest.raises(InputError, match=f"{key}: cannot be parsed"):
+        load_config({"modality": "MRI", "datalist": str(datalist)}, hpo_params={key: "{name: ["})
+
+
 def test_a_sweep_by_file_and_flags(datalist: Path) -> None:
     source = {"modality": "MRI", "datalist": str(datalist), "hpo_params": {"n_trials": 9, "trial_steps": 20}}
     sweep = load_config(

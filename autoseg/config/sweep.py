@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from autoseg.config.keys import duration, integer, positive, text
 from autoseg.errors import Faults, InputError, nearest
-from autoseg.workspace import parse_yaml
+from autoseg.workspace import parse_reason, parse_yaml
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,16 @@ class SweepConfig:
     study: str = "autoseg"  # its name there
 
 
+def _plain(value: Any, brackets: tuple[str, ...] = ("{",)) -> Any:
+    """Text that begins with a bracket as the YAML that it is, all else as it is; ValueError where it is none."""
+    if not isinstance(value, str) or not value.lstrip().startswith(brackets):
+        return value
+    try:
+        return parse_yaml(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"cannot be parsed: {parse_reason(error)}") from error
+
+
 def _share(value: Any) -> float:
     share = positive(value)
     if share >= 1:
@@ -49,8 +61,7 @@ def _factor(value: Any) -> float:
 
 def _named(value: Any) -> Any:
     """A name, or a mapping with a name and parameters, as text too."""
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        value = parse_yaml(value)
+    value = _plain(value)
     if isinstance(value, Mapping):
         if not isinstance(value.get("name"), str):
             raise ValueError(f"{dict(value)!r} has no name")
@@ -60,12 +71,10 @@ def _named(value: Any) -> Any:
 
 def _space(value: Any) -> Any:
     """A callable or a mapping as it is; a file's path made absolute."""
+    value = _plain(value)
     if callable(value) or isinstance(value, Mapping):
         return value
-    words = text(value)
-    if words.lstrip().startswith("{"):
-        return parse_yaml(words)
-    path = Path(words.removeprefix("@")).expanduser().absolute()
+    path = Path(text(value).removeprefix("@")).expanduser().absolute()
     if not path.is_file():
         raise ValueError(f"no such file: {path}")
     return str(path)
@@ -73,8 +82,7 @@ def _space(value: Any) -> Any:
 
 def _objective(value: Any) -> Any:
     """One objective, or a list of two; {label: weight} stands for one."""
-    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
-        value = parse_yaml(value)
+    value = _plain(value, ("{", "["))
     if isinstance(value, str) and "," in value:
         value = [word.strip() for word in value.split(",")]
     if isinstance(value, (list, tuple)):
