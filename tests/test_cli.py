@@ -103,7 +103,7 @@ def test_settings_from_a_file(calls: list, datalist: Path, tmp_path: Path) -> No
 
 
 def test_class_names_may_be_regions() -> None:
-    known = parameters(cli.VERBS["run"], cli.configuration)
+    known = parameters(cli.VERBS["run"], cli.Flags)
     regions = [{"name": "WT", "index": [1, 2, 3]}, {"name": "TC", "index": [2, 3]}]
     text = "[{name: WT, index: [1,2,3]}, {name: TC, index: [2, 3]}]"
     assert parse_words(["--class_names", text], known)["class_names"] == regions
@@ -362,7 +362,7 @@ def test_help_names_every_flag_with_a_sentence(capsys: pytest.CaptureFixture[str
         assert cli.main([name, "--help"]) == 0
         lines = capsys.readouterr().out.splitlines()
         shown = {line.split()[0]: line for line in lines if line.startswith("  ")}
-        known = parameters(verb, cli.configuration)
+        known = parameters(verb, cli.Flags)
         words = positional(known)
         assert set(shown) == {name.upper() if name in words else f"--{name}" for name in known}
         assert lines[0] == " ".join(["usage: autoseg", name, *map(str.upper, words), "[--flag value ...]"])

@@ -68,7 +68,10 @@ class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
             plan.set(key, value, "set by the user")
         if "mirror_axes_inference" not in overrides:
             plan_mirrored_windows(plan)
-        plan.settings["roi_size"] = planar(plan.settings["roi_size"], plan.settings["slice_axis"])
+        size = plan.settings["roi_size"]
+        if "roi_multiple" in overrides and "roi_size" not in overrides:  # of pretrained weights, say
+            size = [-(-n // m) * m for n, m in zip(size, plan.settings["roi_multiple"] or [1] * 3, strict=True)]
+        plan.settings["roi_size"] = planar(size, plan.settings["slice_axis"])
         return plan
 
     def _defaults(self) -> dict[str, Any]:
@@ -92,6 +95,8 @@ class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
         home = Path(kwargs.get("home", algo_path))
         settings["dataroot"] = datalist.dataroot
         settings["datalist"] = writer.relative(source["datalist"], home)
+        if settings["pretrained"]:
+            settings["pretrained"] = writer.relative(settings["pretrained"], home)
         settings["cache_dir"] = writer.relative(kwargs.get("cache", home.parent / "cache" / "preprocessed"), home)
         writer.write_bundle(Path(algo_path), settings)
         return {"hyper_parameters.yaml": settings}

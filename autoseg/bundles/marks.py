@@ -8,6 +8,7 @@ from typing import Any
 from autoseg.workspace import read_json, read_yaml
 
 FOREIGN = "foreign.json"
+TUNED = "tuned"  # ends the name of a family that a sweep made of another
 WEIGHTS = (".pt", ".pth", ".ckpt", ".ts")
 
 
@@ -15,6 +16,11 @@ def family_and_fold(bundle: Path) -> tuple[str, int]:
     """Of which family and fold a bundle is, by its folder's name."""
     family, fold = bundle.name.rsplit("_", 1)
     return family, int(fold)
+
+
+def base_family(name: str) -> str:
+    """The family itself, of one that a sweep made of it."""
+    return name.removesuffix(TUNED)
 
 
 def is_foreign_bundle(bundle: Path) -> bool:

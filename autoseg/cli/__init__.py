@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from autoseg._version import __version__
-from autoseg.cli.flags import configuration
+from autoseg.cli.flags import Flags
 from autoseg.cli.verbs import VERBS
 from autoseg.cli.words import parameters, parse_words, summary, verb_help
 from autoseg.errors import AutosegError, Fault, InputError, nearest
@@ -77,9 +77,9 @@ def dispatch(words: Sequence[str]) -> int:
         hint = "the verb comes first" if name.startswith("-") else f"no such verb{nearest(name, VERBS)}"
         raise InputError([Fault("", name, f"{hint}; `autoseg --help` lists the verbs")])
     if name is None or wants_help:
-        print(usage() if name is None else verb_help(name, VERBS[name], configuration))
+        print(usage() if name is None else verb_help(name, VERBS[name], Flags))
         return 0
-    given = parse_words(words[1:], parameters(VERBS[name], configuration))
+    given = parse_words(words[1:], parameters(VERBS[name], Flags))
     import fire
 
     # every value goes through fire's own parser, as a Python literal that it cannot read otherwise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autoseg.cli.words import read_object
@@ -11,36 +12,9 @@ if TYPE_CHECKING:
     from autoseg.config import RunConfig
 
 
-def configuration(
-    *,
-    work_dir: str | None = None,
-    input: str | None = None,
-    datalist: str | None = None,
-    dataroot: str | None = None,
-    modality: str | None = None,
-    algos: list[str] | None = None,
-    num_fold: int | None = None,
-    train_on_all: bool | None = None,
-    class_names: Any = None,
-    sigmoid: bool | None = None,
-    patient_pattern: str | None = None,
-    mirror_pairs: Any = None,
-    normalization: str | None = None,
-    time_limit: str | None = None,
-    minutes: float | None = None,
-    max_parallel: int | None = None,
-    seed: int | None = None,
-    set: list[str] | None = None,
-    allow_skip: bool | None = None,
-    templates_path_or_url: str | None = None,
-    ensemble_method: str | None = None,
-    n_best: int | None = None,
-    ensemble_mode: str | None = None,
-    tolerance_mm: float | None = None,
-    check: bool | None = None,
-    not_use_cache: bool | None = None,
-) -> RunConfig:
-    """The run configuration that the flags and the input file name; a flag wins over the file.
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Flags of every verb of a run; one that is given wins over the input file.
 
     work_dir: folder of the run (default: ./work_dir)
     input: YAML or JSON file with configuration keys, or the keys themselves as a JSON object
@@ -59,6 +33,7 @@ def configuration(
     minutes: time for the whole training stage (default: as the planner counts steps)
     max_parallel: at most so many jobs at once
     seed: seed of folds, networks and patches
+    pretrained: weights to start from: a state dict, a bundle (folder or zip), or the work_dir of an earlier run
     set: a hyper-parameter as key=value, of one family as family.key=value, or @file.yaml; repeats
     allow_skip: leave out families that do not suit the data
     templates_path_or_url: folder of algorithm templates (default: those that come with autoseg)
@@ -69,7 +44,34 @@ def configuration(
     check: false trains although the check found faults
     not_use_cache: do everything anew, whatever the work_dir holds
     """
-    return load(**locals())
+
+    work_dir: str | None = None
+    input: str | None = None
+    datalist: str | None = None
+    dataroot: str | None = None
+    modality: str | None = None
+    algos: list[str] | None = None
+    num_fold: int | None = None
+    train_on_all: bool | None = None
+    class_names: Any = None
+    sigmoid: bool | None = None
+    patient_pattern: str | None = None
+    mirror_pairs: Any = None
+    normalization: str | None = None
+    time_limit: str | None = None
+    minutes: float | None = None
+    max_parallel: int | None = None
+    seed: int | None = None
+    pretrained: str | None = None
+    set: list[str] | None = None
+    allow_skip: bool | None = None
+    templates_path_or_url: str | None = None
+    ensemble_method: str | None = None
+    n_best: int | None = None
+    ensemble_mode: str | None = None
+    tolerance_mm: float | None = None
+    check: bool | None = None
+    not_use_cache: bool | None = None
 
 
 def load(*, input: str | None = None, set: list[str] | None = None, **flags: Any) -> RunConfig:

@@ -172,9 +172,9 @@ def _path(value: Any) -> str:
     return text(value)
 
 
-def _templates(value: Any) -> str:
+def _local(value: Any) -> str:
     if "://" in text(value):
-        raise ValueError(f"'{value}' is a URL: nothing is downloaded, give a folder")
+        raise ValueError(f"'{value}' is a URL: nothing is downloaded, give a path")
     return str(value)
 
 
@@ -184,7 +184,8 @@ def _unused(value: Any) -> str:
 
 READERS: dict[str, Callable[[Any], Any]] = {
     **{"work_dir": text, "datalist": _path, "dataroot": text, "modality": text, "algos": _algos},
-    **{"num_fold": integer(1), "class_names": _class_names, "templates_path_or_url": _templates},
+    **{"num_fold": integer(1), "class_names": _class_names, "templates_path_or_url": _local},
+    "pretrained": _local,
     **{"train_on_all": boolean, "patient_pattern": _pattern, "seed": integer(0)},
     **{"ensemble_method": _choice(*ENSEMBLE_METHODS), "n_best": integer(1), "ensemble_mode": _choice(*ENSEMBLE_MODES)},
     **{"normalization": _normalization, "mirror_pairs": _pairs},

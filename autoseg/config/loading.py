@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 MODALITIES = {"ct": "CT", "mr": "MRI", "mri": "MRI", "pet": "PET", "pt": "PET"}
 MODALITIES |= dict.fromkeys(("flair", "t1", "t1w", "t1c", "t1ce", "t1gd", "t2", "t2w", "adc", "dwi"), "MRI")
 IN_SETTINGS = " (hyper-parameters stand in `settings`)"
-PATHS = ("datalist", "dataroot", "templates_path_or_url")
+PATHS = ("datalist", "dataroot", "templates_path_or_url", "pretrained")
 
 
 def load_config(

@@ -38,6 +38,7 @@ class RunConfig:
     not_use_cache: bool = False
     allow_skip: bool = True  # leave out families that do not suit the data
     multigpu: bool = True  # accepted: every GPU runs jobs of its own
+    pretrained: str | None = None  # weights to start from: a state dict, a bundle (folder or zip), a work_dir
     settings: dict[str, Any] = field(default_factory=dict)  # hyper-parameters of every family
     family_settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # ... of one, by its name
     time_limit: float | None = None  # seconds of the whole call, every stage included; written as 40m, 6h
@@ -49,6 +50,7 @@ class RunConfig:
     hpo: bool = False  # a sweep over hyper-parameters comes before the trainings
     hpo_params: SweepConfig = field(default_factory=SweepConfig)
     tuned: str | None = None  # the family that this sweep made, trained beside the others
+    starts: dict[str, dict[str, Any]] = field(default_factory=dict)  # by family, what its pretrained weights ask for
 
 
 def config_to_input(config: RunConfig) -> dict[str, Any]:
@@ -59,7 +61,7 @@ def config_to_input(config: RunConfig) -> dict[str, Any]:
     plain: dict[str, Any] = {key: getattr(config, key) for key in ("modality", "datalist", "dataroot")}
     plain |= {"multigpu": config.multigpu}
     passing = {"work_dir", "check", "analyze", "algo_gen", "train", "ensemble", "not_use_cache"}
-    passing |= {"hpo", "hpo_params", "tuned"}
+    passing |= {"hpo", "hpo_params", "tuned", "starts"}
     defaults = RunConfig("", "", "", "")
     for key in (f.name for f in dataclasses.fields(config) if f.name not in (*plain, *passing)):
         value = getattr(config, key)

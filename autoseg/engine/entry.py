@@ -51,6 +51,9 @@ def train(root: Path, override: Mapping[str, Any]) -> None:
         bundle = _bundle(root, override)
         _keep_for_inference(bundle)
         trainer = Trainer(bundle)
+        if bundle.settings["pretrained"]:
+            logger.info("%s: %s", bundle.path("pretrained").name, trainer.transfer)
+            trainer.transfer.write(root / "pretrained.json")
         until_first_step = time.time() - psutil.Process().create_time()
         progress = trainer.run()
         if progress.patch:

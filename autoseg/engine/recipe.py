@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -58,13 +58,30 @@ def build_loss(settings: Mapping[str, Any]) -> Loss:
     return loss
 
 
-def build_optimizer(network: torch.nn.Module, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """AdamW, or SGD with Nesterov momentum."""
+def build_optimizer(
+    network: torch.nn.Module, settings: Mapping[str, Any], old: Collection[str] = ()
+) -> torch.optim.Optimizer:
+    """AdamW, or SGD with Nesterov momentum, of what is not frozen; the parameters named `old` are a group of their own.
+
+    Its entry "pretrained" says which one that is, and "waits" that there are others to begin with; see `group_rate`.
+    """
     rate, decay = float(settings["learning_rate"]), float(settings["weight_decay"])
+    trained = [(name in old, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    parted = {is_old: [parameter for other, parameter in trained if other == is_old] for is_old in (False, True)}
+    both = all(parted.values())
+    groups = [
+        {"params": found, "pretrained": is_old, "waits": is_old and both} for is_old, found in parted.items() if found
+    ]
     if settings["optimizer"] == "sgd":
-        momentum = float(settings["momentum"])
-        return torch.optim.SGD(network.parameters(), rate, momentum=momentum, weight_decay=decay, nesterov=True)
-    return torch.optim.AdamW(network.parameters(), rate, weight_decay=decay)
+        return torch.optim.SGD(groups, rate, momentum=float(settings["momentum"]), weight_decay=decay, nesterov=True)
+    return torch.optim.AdamW(groups, rate, weight_decay=decay)
+
+
+def group_rate(settings: Mapping[str, Any], group: Mapping[str, Any], share: float) -> float:
+    """What the learning rate is multiplied by, at `share` (0-1) of the budget, for a group of `build_optimizer`."""
+    if group.get("waits") and share < float(settings["head_warmup"]):
+        return 0.0
+    return float(settings["pretrained_rate"]) if group.get("pretrained") else 1.0
 
 
 LONGEST_WARMUP = 0.05  # of the budget

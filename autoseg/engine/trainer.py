@@ -32,7 +32,8 @@ from autoseg.engine.memory import free_memory, out_of_memory
 from autoseg.engine.patches import PatchDataset, patch_loader
 from autoseg.engine.precision import autocast_for, compute_dtype, training_precision
 from autoseg.engine.progress import Progress
-from autoseg.engine.recipe import build_average, build_loss, build_optimizer, learning_rate
+from autoseg.engine.recipe import build_average, build_loss, build_optimizer, group_rate, learning_rate
+from autoseg.engine.transfer import begin
 from autoseg.engine.validation import validate_cached
 from autoseg.errors import Fault, InputError, one_line
 from autoseg.records import to_plain
@@ -75,13 +76,14 @@ class Trainer:
         self.stop, self._complaint = False, ""
         self._board: Any = None  # TensorBoard's, while it runs
         torch.manual_seed(int(self.settings["seed"]))
-        self.network = bundle.network().to(self.device)
+        self.network, self.transfer = begin(bundle)
+        self.network = self.network.to(self.device)
         last = torch.channels_last if int(self.settings["spatial_dims"]) == 2 else torch.channels_last_3d
         self.layout = last if self.settings["channels_last"] else torch.contiguous_format
         self.network = self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
         torch.backends.cudnn.benchmark = True
         self.average = build_average(self.network, self.settings)
-        self.optimizer = build_optimizer(self.network, self.settings)
+        self.optimizer = build_optimizer(self.network, self.settings, self.transfer.old)
         self.loss = build_loss(self.settings)
         self.precision = self._precision()
         half = compute_dtype(self.precision, self.device) is torch.float16
@@ -157,7 +159,7 @@ class Trainer:
         while (self.share < 1.0 or not self.progress.validations) and not self.stop:  # a late start, too, has an end
             rate = learning_rate(self.settings, self.share, self.progress.step, warmup) * 0.5**self.progress.returns
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group_rate(self.settings, group, self.share)
             try:
                 losses.append(self._step())
                 self.watch.see(self.progress.step + 1, losses[-1])
@@ -195,9 +197,9 @@ class Trainer:
     def _begin(self) -> None:
         """Fresh weights, average and optimiser: the start of a training."""
         torch.manual_seed(int(self.settings["seed"]))
-        self.network.load_state_dict(self.bundle.network().state_dict())
+        self.network.load_state_dict(begin(self.bundle)[0].state_dict())
         self.average = build_average(self.network, self.settings)
-        self.optimizer = build_optimizer(self.network, self.settings)
+        self.optimizer = build_optimizer(self.network, self.settings, self.transfer.old)
         self.progress, self.watch = Progress(), LossWatch()
 
     def _go_back(self, error: AstrayError) -> None:

@@ -7,20 +7,14 @@ import shutil
 from pathlib import Path
 
 from autoseg.bundles.contract import algo_class
+from autoseg.bundles.marks import TUNED
 from autoseg.workspace import atomic_file
-
-ENDING = "tuned"
-
-
-def variant_of(family: str) -> str:
-    """The name of a family's tuned variant."""
-    return family + ENDING
 
 
 def write_variant(template: Path, folder: Path) -> Path:
     """Write the variant of the family at `template` into `folder`: the same files, its Algo under the other name."""
     family = template.name
-    target = folder / variant_of(family)
+    target = folder / f"{family}{TUNED}"
     shutil.rmtree(target, ignore_errors=True)
     ignored = shutil.ignore_patterns("__pycache__", "search_space.yaml")
     shutil.copytree(template, target, ignore=ignored)

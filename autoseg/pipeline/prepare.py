@@ -17,6 +17,7 @@ from autoseg.datalist import load_datalist, make_folds, plain_datalist, with_reg
 from autoseg.errors import Fault, Faults, InputError, all_faults, nearest, one_line
 from autoseg.pipeline.inputs import Inputs, bundle_changes, bundle_parts, setting_texts
 from autoseg.pipeline.session import Session
+from autoseg.pipeline.starting import refuse_bad_start, start_from_weights, try_weights
 from autoseg.planning import Machine, Plan, normalize_modes, read_statistics
 from autoseg.planning.budget import seconds_a_share
 from autoseg.planning.plan import pair_faults
@@ -39,7 +40,15 @@ def read_datalist(config: RunConfig) -> Datalist:
 
 def refuse_bad_input(config: RunConfig) -> None:
     """Families, settings and datalist: all their faults at once, before the work_dir is touched. Loads no torch."""
-    all_faults(lambda: check_settings(config), lambda: read_datalist(config))
+    all_faults(lambda: check_settings(config), lambda: _check_weights(config), lambda: read_datalist(config))
+
+
+def _check_weights(config: RunConfig) -> None:
+    try:
+        folders = own_families(config)
+    except InputError:  # which `check_settings` tells
+        return
+    refuse_bad_start(config, folders)
 
 
 def with_later_faults(error: InputError, refuse: Callable[[RunConfig], None] = refuse_bad_input) -> InputError:
@@ -63,6 +72,13 @@ def families(config: RunConfig) -> dict[str, Path]:
     if config.tuned is not None:
         found[config.tuned] = Workspace(config.work_dir).variants / config.tuned
     return found
+
+
+def own_families(config: RunConfig) -> dict[str, Path]:
+    """Those of `families` that are no templates written for MONAI's Auto3DSeg."""
+    from autoseg.bundles.contract import is_foreign
+
+    return {name: folder for name, folder in families(config).items() if not is_foreign(folder)}
 
 
 def check_settings(config: RunConfig) -> None:
@@ -167,6 +183,7 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
     from autoseg.bundles.contract import is_foreign
     from autoseg.bundles.foreign import plan_foreign
 
+    start_from_weights(session, own_families(session.config))
     config, workspace = session.config, session.workspace
     folders = families(config)
     slots = session.slots(len(folders) * datalist.num_fold)
@@ -196,6 +213,7 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
             shares = [other.share for other in kept.values()] * datalist.num_fold
             for key, value in budget(session, plan.share, shares, len(slots)).items():
                 plan.set(key, said.get(key, value), "set by the user" if key in said else "a share of the minutes")
+    try_weights(session, {name: plan for name, plan in kept.items() if name not in foreign}, folders)
     written = {
         name: {
             "skip": None if name in kept else against[name],
@@ -217,11 +235,11 @@ def machine_for(session: Session, slots: Sequence[Slot]) -> Machine:
 
 
 def said_of(config: RunConfig, name: str, folder: Path) -> dict[str, Any]:
-    """What the user sets of a family of ours."""
+    """What the user sets of a family of ours, and what the weights ask for that it starts from."""
     from autoseg.bundles import template_settings
 
     known = template_settings(folder)
-    said = {**config.settings, **config.family_settings.get(name, {})}
+    said = {**config.settings, **config.family_settings.get(name, {}), **config.starts.get(name, {})}
     return {key: value for key, value in said.items() if key in known}
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from autoseg._version import __version__
 from autoseg.bundles import load_algo
-from autoseg.bundles.contract import is_foreign
 from autoseg.bundles.marks import bundle_settings, family_and_fold
+from autoseg.bundles.pretrained import FIELD as PRETRAINED
 from autoseg.config import RunConfig, config_to_input
 from autoseg.datalist import plain_datalist
 from autoseg.errors import Fault, Faults, InputError, all_faults
@@ -32,6 +32,7 @@ from autoseg.pipeline.inputs import case_digests, fingerprint
 from autoseg.pipeline.judging import SweepResult, finished, judge, write_summary
 from autoseg.pipeline.pace import planned_steps
 from autoseg.pipeline.session import Notify, Session, shadow_session
+from autoseg.pipeline.starting import named_weights, network_settings
 from autoseg.planning import Machine, Plan
 from autoseg.records import Datalist, Event, Job, Slot, to_plain
 from autoseg.workspace import Workspace, patiently, write_json, write_yaml
@@ -92,8 +93,7 @@ def _check_folds(config: RunConfig) -> None:
 
 def _families(config: RunConfig) -> dict[str, Path]:
     """Template folders of the families that can be tuned; of foreign ones it is not known what they can be told."""
-    folders = prepare.families(config)
-    ours = {name: folder for name, folder in folders.items() if not is_foreign(folder)}
+    folders, ours = prepare.families(config), prepare.own_families(config)
     faults = Faults()
     for name in (name for name in folders if (config.algos or not ours) and name not in ours):
         faults.add("", "algos", f"{name} cannot be tuned: its template is written for MONAI's Auto3DSeg")
@@ -103,6 +103,8 @@ def _families(config: RunConfig) -> dict[str, Path]:
 
 def _space(config: RunConfig, folders: Mapping[str, Path]) -> SearchSpace:
     fixed = {name: set(prepare.said_of(config, name, folder)) for name, folder in folders.items()}
+    for name in (name for name in folders if named_weights(config, name)):
+        fixed[name] |= network_settings(folders[name])
     return read_space(folders, config.hpo_params.space, fixed)
 
 
@@ -208,6 +210,7 @@ class _Sweeping:
         split = search_split(datalist, asked.held_out, config.seed)
         bare = replace(session, config=replace(config, time_limit=None, minutes=None), clock=None)
         made = prepare.make_plans(bare, replace(split, num_fold=datalist.num_fold))
+        session.config = config = replace(config, starts=bare.config.starts)
         ours, all_of_them = _families(config), len(prepare.families(config))
         order = sorted((name for name in made if name in ours), key=lambda name: (-made[name].share, name))
         plans = {name: made[name] for name in (order if config.algos else order[:1])}
@@ -278,6 +281,8 @@ class _Sweeping:
         folds = {case.id: case.fold for case in split.training}
         data = {"training": case_digests(split.training), "folds": folds, "held_out": case_digests(split.testing)}
         plans = {name: {k: v for k, v in plan.settings.items() if k not in BUDGET} for name, plan in self.plans.items()}
+        for plan in (plan for plan in plans.values() if plan.get(PRETRAINED)):
+            plan[PRETRAINED] = Path(plan[PRETRAINED]).name  # of its content, wherever the work_dir is moved to
         budgets = {name: self._budget_of(plan.settings) for name, plan in self.plans.items()}
         found = {
             "version": __version__,
@@ -326,6 +331,8 @@ class _Sweeping:
         session, config, name = self.session, self.session.config, asked.family
         further = {objective.metric for objective in self.objectives} - {None, "dice"}
         said = prepare.said_of(config, name, self.folders[name])
+        if self.plans[name].settings.get(PRETRAINED) is None:
+            said.pop(PRETRAINED, None)  # the weights did not fit
         overrides = {**said, **self.allowance.budget, "scored_metrics": sorted(map(str, further))}
         overrides["tolerance_mm"] = config.tolerance_mm
         coarser = config.hpo_params.trial_spacing

@@ -273,6 +273,7 @@ class Workspace:
     templates = property(lambda self: self.root / "algorithm_templates")
     jobs = property(lambda self: self.root / "jobs")
     cache = property(lambda self: self.root / "cache")
+    pretrained = property(lambda self: self.root / "pretrained")
     hpo = property(lambda self: self.root / "hpo")
     variants = property(lambda self: self.root / "hpo" / "templates")
     ensemble_output = property(lambda self: self.root / "ensemble_output")

@@ -32,12 +32,13 @@ from autoseg.workspace import Workspace, read_json, read_yaml
 TINY = {"init_filters": 8, "blocks_down": [1, 1], "dsdepth": 1, "roi_size": [24, 24, 16], "num_images_per_batch": 2}
 STEPS = 40
 TRIALS = 7
-# which trial does what: 2 learns nothing and is ended early, 3 fails, the others differ in how fast they learn
+# which trial does what: 2 learns nothing, slowly enough to be ended before its end, 3 fails, the others differ in how
+# fast they learn
 SPACE = """
 def space(trial):
     rate = trial.suggest_float("learning_rate", 1e-9, 1e-2, log=True)
     if trial.number == 2:
-        return {"learning_rate": 1e-9}
+        return {"learning_rate": 1e-9, "init_filters": 32, "num_images_per_batch": 8}
     if trial.number == 3:
         return {"learning_rate": rate, "loss": "no such loss"}
     return {"learning_rate": 3e-3 + 1e-3 * trial.number}
