@@ -41,7 +41,7 @@ def _offered() -> dict[str, Path]:
 
     `mynet = "mypackage.mynet"` names a package whose folder is the template `mynet`. One that is broken is left out.
     """
-    folders = {}
+    folders: dict[str, Path] = {}
     for entry in metadata.entry_points(group=ENTRY_POINTS):
         try:
             spec = util.find_spec(entry.value)

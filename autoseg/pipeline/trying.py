@@ -99,7 +99,7 @@ class _Trial:
 
         output = self.workspace.root / "prediction.nii.gz"
         self._python("infer", "scripts/infer.py", "run", "--image", str(self.image), "--output", str(output))
-        found = np.asarray(nib.load(output).dataobj)  # type: ignore[attr-defined]
+        found = np.asarray(nib.load(output).dataobj)
         if found.shape != SHAPE or not set(np.unique(found)) <= {0, 1, 2}:
             raise self._fault("infer", f"a prediction of {found.shape} with the values {np.unique(found)}")
         self._done("predicts an image on its own grid")
@@ -131,7 +131,7 @@ class _Trial:
         given = {"work_dir": str(self.workspace.root), "datalist": str(self.datalist), "modality": "MRI"}
         given |= {"templates_path_or_url": str(self.folder.parent)}
         settings = {} if self.foreign else {"num_epochs": 1}
-        return load_config(None, **given, algos=[self.folder.name], num_fold=1, settings=settings, max_tries=1)
+        return load_config({**given, "algos": [self.folder.name], "num_fold": 1, "settings": settings, "max_tries": 1})
 
     def _python(self, step: str, *words: str) -> str:
         """What a command in the bundle prints; a fault with its last line where it fails."""
@@ -155,7 +155,10 @@ class _Trial:
         except InputError:
             raise
         except Exception as error:  # whatever a template's own code raises
-            raise self._fault(step, one_line(error)) from error
+            cause: BaseException = error
+            while cause.__cause__ is not None:  # MONAI says of a component only that it could not be made
+                cause = cause.__cause__
+            raise self._fault(step, one_line(cause)) from error
 
     def _fault(self, step: str, message: str) -> InputError:
         return InputError([Fault(str(self.folder), step, message)])

@@ -56,7 +56,7 @@ def test_names_and_places_that_will_not_do(tmp_path: Path, capsys: pytest.Captur
     [
         ("scripts/algo.py", "TRAITS.width(machine)", "TRAITS.height(machine)", "", "no attribute 'height'"),
         ("configs/network.yaml", "UNet", "UNot", "network", "UNot"),
-        ("configs/network.yaml", "@output_classes", "2", "network", "gives [1, 2, "),
+        ("configs/network.yaml", "'@output_classes'", "2", "network", "gives [1, 2, "),
     ],
 )
 def test_a_step_that_fails_is_named(tmp_path: Path, file: str, old: str, new: str, step: str, said: str) -> None:

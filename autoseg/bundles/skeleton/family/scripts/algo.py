@@ -8,7 +8,10 @@ TRAITS = FamilyTraits(PatchRule(levels=4, fixed=True), 8, 32, 60.0, learning_rat
 
 
 class FamilyAlgo(TemplateAlgo):
+    """Its hyper-parameters by data and machine."""
+
     def plan(self, stats, machine, modes):
+        """All that families share, then what is this one's own, each value with its reason."""
         plan = plan_family(stats, machine, modes, TRAITS)
         width, reason = TRAITS.width(machine)
         plan.set("channels", [width * 2**level for level in range(TRAITS.patch.levels)], reason)
