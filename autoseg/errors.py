@@ -97,7 +97,7 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     return f" (did you mean '{by_lower[close[0]]}'?)" if close else ""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Type and message of an error, without line breaks."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -43,7 +43,7 @@ def written_values(classes: Classes) -> set[int]:
 def first(outputs: Any) -> torch.Tensor:
     """The finest logits of a network with deep supervision, or without."""
     logits: torch.Tensor = outputs[0] if isinstance(outputs, (list, tuple)) else outputs
-    return logits
+    return logits[:, 0] if logits.ndim > 5 else logits  # a DynUNet stacks its levels
 
 
 def train_and_predict(root: Path, folder: Path) -> Bundle:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import shutil
 from collections.abc import Mapping
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
 import autoseg
-from autoseg.bundles.contract import check_template
-from autoseg.errors import Fault, InputError, nearest
-from autoseg.workspace import parse_yaml
+from autoseg.bundles.contract import NAME, algo_class, check_template
+from autoseg.errors import Fault, Faults, InputError, nearest
+from autoseg.workspace import atomic_file, parse_yaml
 
+logger = logging.getLogger(__name__)
+ENTRY_POINTS = "autoseg.templates"
 SKELETON = Path(__file__).resolve().parent / "skeleton"
 
 
@@ -22,11 +28,29 @@ def templates_folder() -> Path:
 
 
 def available_templates(folder: str | Path | None = None) -> dict[str, Path]:
-    """Template folders by name, below `folder` or autoseg's own."""
+    """Template folders by name, below `folder`; without one autoseg's own, and those that installed packages offer."""
     root = Path(folder).expanduser().absolute() if folder else templates_folder()
     if not root.is_dir():
         raise InputError([Fault(str(root), "templates_path_or_url", "no such folder of algorithm templates")])
-    return {path.parents[1].name: path.parents[1] for path in sorted(root.glob("*/scripts/algo.py"))}
+    found = {path.parents[1].name: path.parents[1] for path in sorted(root.glob("*/scripts/algo.py"))}
+    return found if folder else {**_offered(), **found}
+
+
+def _offered() -> dict[str, Path]:
+    """Families of installed packages: entry points of the group `autoseg.templates`.
+
+    `mynet = "mypackage.mynet"` names a package whose folder is the template `mynet`. One that is broken is left out.
+    """
+    folders: dict[str, Path] = {}
+    for entry in metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            spec = util.find_spec(entry.value)
+        except (ImportError, ValueError) as error:
+            logger.warning("the family %s of an installed package is left out: %s", entry.name, error)
+            continue
+        places = spec.submodule_search_locations if spec is not None else None
+        folders |= {Path(place).name: Path(place) for place in places or ()}
+    return folders
 
 
 def find_templates(names: tuple[str, ...], folder: str | Path | None = None) -> dict[str, Path]:
@@ -48,6 +72,33 @@ def find_templates(names: tuple[str, ...], folder: str | Path | None = None) -> 
     if faults:
         raise InputError(faults)
     return {name: known[name] for name in names}
+
+
+def copy_template(template: Path, target: Path) -> None:
+    """The same files as a family of another name, `target`'s: its Algo is named after it."""
+    shutil.copytree(template, target, ignore=shutil.ignore_patterns("__pycache__"))
+    script = target / "scripts" / "algo.py"
+    renamed = re.sub(rf"\b{algo_class(template.name)}\b", algo_class(target.name), script.read_text("utf-8"))
+    with atomic_file(script) as file:
+        file.write(renamed)
+
+
+def new_template(name: str, folder: str | Path) -> Path:
+    """Write a small family that trains as it stands, to be changed: `folder`/`name`. InputError on a bad or known name.
+
+    Nothing that is there already is touched.
+    """
+    target = Path(folder).expanduser().absolute() / name
+    faults = Faults()
+    if not NAME.fullmatch(name):
+        faults.add("", "name", f"'{name}': letters and digits alone make a family's name")
+    elif name.lower() in {known.lower() for known in available_templates()}:
+        faults.add("", "name", f"'{name}' is one of autoseg's own families")
+    if target.exists():
+        faults.add(target, "name", "is there already")
+    faults.raise_if_any()
+    copy_template(SKELETON / "family", target)
+    return target
 
 
 def skeleton_settings() -> dict[str, Any]:

@@ -90,7 +90,7 @@ def dispatch(words: Sequence[str]) -> int:
 
 def usage() -> str:
     """What `autoseg --help` prints."""
-    return USAGE.format(verbs="\n".join(f"  {name:<10} {summary(verb)}" for name, verb in VERBS.items()))
+    return USAGE.format(verbs="\n".join(f"  {name:<12} {summary(verb)}" for name, verb in VERBS.items()))
 
 
 @contextmanager

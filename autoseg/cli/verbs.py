@@ -5,18 +5,11 @@ They print what came out; torch and MONAI load inside them.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autoseg.cli.flags import load
-from autoseg.errors import Fault, InputError
-
-if TYPE_CHECKING:
-    from autoseg.pipeline import RunResult
-    from autoseg.pipeline.judging import SweepResult
-    from autoseg.report.screen import Screen
-
+from autoseg.cli.showing import make_screen, read_scored, show_result, show_status, show_sweep
 
 FOLLOW_SECONDS = 5.0
 
@@ -27,7 +20,7 @@ def run(*, dry_run: bool = False, tune: str | None = None, **flags: Any) -> int:
     dry_run: analyse and plan, say what would run, what is kept and why, and change nothing
     tune: search the hyper-parameters for so long before, such as 2h; a better configuration joins the ensemble
     """
-    return _show_result(_stage("run", {**flags, "tune": tune}, dry_run=dry_run))
+    return show_result(_stage("run", {**flags, "tune": tune}, dry_run=dry_run))
 
 
 def check(**flags: Any) -> int:
@@ -58,7 +51,7 @@ def train(*, dry_run: bool = False, **flags: Any) -> int:
     dry_run: analyse and plan, say what would run, what is kept and why, and change nothing
     """
     looked = {"dry_run": True, "stop_after": "train"}
-    return _show_result(_stage("run", flags, **looked) if dry_run else _stage("train", flags))
+    return show_result(_stage("run", flags, **looked) if dry_run else _stage("train", flags))
 
 
 def tune(
@@ -102,12 +95,12 @@ def tune(
     if dry_run:
         print(*_stage("tune_ahead", flags), "dry run: nothing was changed", sep="\n")
         return 0
-    return _show_sweep(_stage("tune", flags))
+    return show_sweep(_stage("tune", flags))
 
 
 def ensemble(**flags: Any) -> int:
     """Choose members among the trained networks of a work_dir, predict the testing cases, evaluate."""
-    return _show_result(_stage("ensemble", flags))
+    return show_result(_stage("ensemble", flags))
 
 
 def predict(*, input: str, output: str, work_dir: str = "./work_dir") -> int:
@@ -119,7 +112,7 @@ def predict(*, input: str, output: str, work_dir: str = "./work_dir") -> int:
     """
     from autoseg import pipeline
 
-    with _screen() as screen:
+    with make_screen() as screen:
         predictions = pipeline.predict(work_dir, input, output, screen)
     print(f"predictions: {len(predictions)} in {output}")
     return 0
@@ -139,10 +132,10 @@ def evaluate(
     from autoseg import pipeline
     from autoseg.report import tables
 
-    names, regions = _scored(labels)
-    with _screen() as screen:
+    names, regions = read_scored(labels)
+    with make_screen() as screen:
         evaluation = pipeline.evaluate(predictions, references, output, screen, names, tolerance_mm, regions)
-    _screen().print(tables.evaluation_table(evaluation))
+    make_screen().print(tables.evaluation_table(evaluation))
     if output is not None:
         print(f"evaluation: {output}")
     return 0
@@ -177,7 +170,7 @@ def datalist(
     from autoseg.datalist.sources import Wanted
     from autoseg.pipeline.listing import write_datalist
 
-    with _screen() as screen:
+    with make_screen() as screen:
         listing = write_datalist(
             source, output, screen, wanted=Wanted(labels, testing, tuple(channels or ())), modality=modality,
             patient_pattern=patient_pattern, num_fold=num_fold, seed=seed, overwrite=overwrite,
@@ -210,35 +203,11 @@ def status(*, work_dir: str = "./work_dir", json: bool = False, follow: bool = F
 
     while True:
         state = pipeline.status(work_dir)
-        _show_status(state, json)
+        show_status(state, json)
         if not follow or state.get("run") is None:
             return 0
         print(flush=True)
         time.sleep(FOLLOW_SECONDS)
-
-
-def _show_status(state: Mapping[str, Any], json: bool) -> None:
-    from json import dumps
-
-    from autoseg.records import to_plain
-    from autoseg.report import tables
-
-    if json:
-        print(dumps(to_plain(state), indent=1, ensure_ascii=False))
-        return
-    holder = state.get("run")
-    print(f"run: {state['work_dir']}" + (f" (process {holder['pid']} on {holder['host']})" if holder else ""))
-    if state["stage"]:
-        print(f"stage: {state['stage']}")
-    if state["time"]:
-        spent, limit = (tables.duration(state["time"][key]) for key in ("spent", "limit"))
-        print(f"time: {spent} of {limit}")
-    print(f"disk: {state['bytes'] / 2**20:.0f} MiB")
-    for name, job in state["jobs"].items():
-        print(tables.job_line(name, job))
-    if state["leaderboard"]:
-        _screen().print(tables.leaderboard_table(state["leaderboard"], state.get("labels")))
-    print(f"ensemble: {', '.join(state['members']) or 'none yet'}")
 
 
 def logs(work_dir: str, job: str, *, lines: int = 40) -> int:
@@ -287,9 +256,36 @@ def demo(*, work_dir: str = "work_dirs/demo", quick: bool = False, set: list[str
     datalist = make_demo_data(Path(work_dir) / "data")
     flags = {**chosen, "settings": {**chosen["settings"], **settings}, "family_settings": family_settings or None}
     config = load_config({"modality": "MRI"}, work_dir=work_dir, datalist=str(datalist), **flags)
-    with _screen() as screen:
+    with make_screen() as screen:
         result = pipeline.run(config, screen)
-    return _show_result(result)
+    return show_result(result)
+
+
+def new_family(name: str, *, output: str = "families") -> int:
+    """Write a network family that trains as it stands, to be changed into your own.
+
+    name: letters and digits, such as mynet
+    output: the folder to write it into; `--templates_path_or_url` names it later
+    """
+    from autoseg.bundles.templates import new_template
+
+    folder = new_template(name, output)
+    print(f"family: {folder}")
+    print(f"change {folder / 'configs' / 'network.yaml'}, then: autoseg check-family {folder}")
+    return 0
+
+
+def check_family(folder: str) -> int:
+    """Check a family's folder, then plan, train, predict, resume and export it on a small data set; a minute or two.
+
+    folder: holds scripts/algo.py and configs/, as `autoseg new-family` writes it, or as MONAI's Auto3DSeg has it
+    """
+    from autoseg.pipeline.trying import check_family as check
+
+    with make_screen() as screen:
+        check(folder, screen)
+    print(f"{folder} keeps the contract: train it by --templates_path_or_url and --algos")
+    return 0
 
 
 def _stage(verb: str, flags: Mapping[str, Any], **options: Any) -> Any:
@@ -297,77 +293,12 @@ def _stage(verb: str, flags: Mapping[str, Any], **options: Any) -> Any:
     config = load(**flags)
     from autoseg import pipeline
 
-    with _screen() as screen:
+    with make_screen() as screen:
         return getattr(pipeline, verb)(config, screen, **options)
 
 
-def _screen() -> Screen:
-    from rich.console import Console
-
-    from autoseg.report.screen import Screen
-
-    # a log or a pipe has no width of its own; tables need more than the 80 columns that rich takes then
-    return Screen(Console(width=None if sys.stdout.isatty() else 110))
-
-
-def _show_result(result: RunResult) -> int:
-    """Print what came out, and where it is; returns the exit code."""
-    from autoseg.report import tables
-
-    screen = _screen()
-    if result.dry is not None:
-        screen.print(tables.plan_table(result.dry.families))
-        screen.print(tables.outlook_table(result.dry.jobs))
-        for note in result.dry.notes:
-            print(note)
-        print("dry run: nothing was changed; the same command without --dry_run does this")
-        return 0
-    if result.leaderboard:
-        screen.print(tables.leaderboard_table(result.leaderboard, result.labels))
-    if result.cross_validation:
-        screen.print(tables.cross_validation_table(result.cross_validation, result.labels))
-    if result.evaluation is not None:
-        screen.print(tables.evaluation_table(result.evaluation, result.labels))
-    if result.sweep is not None:
-        print(f"sweep: {result.sweep.sentence}")
-    if result.members:
-        print(f"ensemble of {', '.join(result.members)}")
-    for name, path in result.paths.items():
-        print(f"{name + ':':<18} {path}")
-    for job in result.failed:
-        print(f"failed: {job.id} ({job.status}), log: {job.log}", file=sys.stderr)
-    return result.exit_code
-
-
-def _show_sweep(result: SweepResult) -> int:
-    """Print what a sweep came to; returns the exit code."""
-    from autoseg.report import tables
-
-    _screen().print(tables.trials_table(result.ranking))
-    ended = ", ".join(f"{count} {how}" for how, count in sorted(result.trials.items()))
-    print(f"trials:   {ended}; in trainings {result.busy:.0%} of the slots' time, {result.start_up:.0%} in their start")
-    print(f"result:   {result.sentence}")
-    for name, path in result.paths.items():
-        print(f"{name + ':':<9} {path}")
-    return result.exit_code
-
-
-def _scored(labels: Any) -> tuple[dict[int, str] | None, list[list[int]]]:
-    """(names, regions) of `{1: liver}`, `[1, 2]`, `1` or `{tumour: [1, 2]}`; InputError where that is none of them."""
-    if labels is None:
-        return None, []
-    named = labels if isinstance(labels, dict) else {v: v for v in (labels if isinstance(labels, list) else [labels])}
-    if all(isinstance(value, int) for value in named):
-        return {value: str(name) for value, name in named.items()}, []
-    regions = [values for values in named.values() if isinstance(values, list)]
-    if len(regions) < len(named) or not all(isinstance(v, int) for values in regions for v in values):
-        message = f"{labels!r}: values are whole numbers, as in {{1: liver, 2: tumour}} or {{tumour: [1, 2]}}"
-        raise InputError([Fault("", "--labels", message)])
-    return dict(enumerate(map(str, named), 1)), regions
-
-
 VERBS: dict[str, Callable[..., int]] = {
-    verb.__name__: verb
+    verb.__name__.replace("_", "-"): verb
     for verb in (
         run,
         check,
@@ -382,6 +313,8 @@ VERBS: dict[str, Callable[..., int]] = {
         logs,
         cancel,
         datalist,
+        new_family,
+        check_family,
         demo,
     )
 }

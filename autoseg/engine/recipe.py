@@ -36,7 +36,8 @@ def build_loss(settings: Mapping[str, Any]) -> Loss:
     """Dice over the batch plus cross-entropy or focal loss, halved in weight at each supervised level.
 
     `dice_share` (0 to 1) is the weight of Dice; at 0.5 the two are added as they are.
-    Called with logits [B, K, ...] by level (or one tensor) and label indices [B, 1, ...].
+    Called with logits [B, K, ...] by level (or one tensor; or one of all levels, [B, levels, K, ...]) and label indices
+    [B, 1, ...].
     """
     classes = Classes.of(settings)
     share = float(settings["dice_share"])
@@ -51,6 +52,8 @@ def build_loss(settings: Mapping[str, Any]) -> Loss:
     supervised = DeepSupervisionLoss(base)
 
     def loss(outputs: list[torch.Tensor], label: torch.Tensor) -> torch.Tensor:
+        if isinstance(outputs, torch.Tensor) and outputs.ndim > label.ndim:
+            outputs = outputs.unbind(1)  # a DynUNet stacks its levels, all of the finest one's size
         levels = [level.float() for level in outputs] if isinstance(outputs, (list, tuple)) else outputs.float()
         value: torch.Tensor = supervised(levels, classes.target(label))
         return value

@@ -96,7 +96,7 @@ def test_what_is_suggested_is_a_network_that_fits_its_patch(name: str) -> None:
     torch.manual_seed(0)
     config = read_yaml(FAMILIES[name] / "configs" / "network.yaml")
     settings = {**template_settings(FAMILIES[name]), **planned(name), "output_classes": 3}
-    floors, built = settings["roi_multiple"], set()
+    floors, built = settings["roi_multiple"] or [16] * 3, set()
     own = read_yaml(FAMILIES[name] / "configs" / "hyper_parameters.yaml").keys() - {"dropout"}
     for _, found in suggestions(bound(name=name)):
         values = {**settings, **found.overrides}
@@ -109,12 +109,14 @@ def test_what_is_suggested_is_a_network_that_fits_its_patch(name: str) -> None:
         built.add(network)
         longest = max(range(3), key=lambda axis: size[axis] / floors[axis])
         small = [unit * (2 if axis == longest else 1) for axis, unit in enumerate(floors)]
+        small = small if settings["roi_multiple"] else size
         patch = [n for axis, n in enumerate(small) if axis != values["slice_axis"]]
         content = ConfigParser({**values, **config}).get_parsed_content("network_def")
         outputs = content.train()(torch.zeros(1, 1, *patch))
         first = outputs[0] if isinstance(outputs, (list, tuple)) else outputs
+        first = first[:, 0] if first.ndim > 5 else first  # a DynUNet stacks its levels
         assert list(first.shape) == [1, 3, *patch]
-    assert len(built) > 2
+    assert len(built) > 1
 
 
 def test_conditions_decide_what_is_asked() -> None:

@@ -32,6 +32,12 @@ def strides(name: str, found: Plan) -> list[int]:
         return [32, 32, 32]
     if name == "dints":
         return [2 ** settings["num_depths"]] * 3
+    if name == "unetr":
+        return [16, 16, 16]
+    if name == "mednext":
+        return [2 ** len(settings["blocks"])] * 3
+    if name == "unet":
+        return [math.prod(level[axis] for level in settings["strides"]) for axis in range(3)]
     levels = len(settings["blocks_down"])
     if name == FLAT:
         return [2 ** (levels - 1) if axis else 1 for axis in seen]
@@ -59,13 +65,14 @@ def test_patches_fit_network_memory_and_data(name: str, kind: str, machine: Mach
     found = plan(name, stats, machine)
     size, needed = found.settings["roi_size"], strides(name, found)
     assert all(n % stride == 0 for n, stride in zip(size, needed, strict=True)), (size, needed)
-    assert found.settings["roi_multiple"] == needed
+    assert found.settings["roi_multiple"] == (None if name == "unetr" else needed)  # whose positions are learned
     smaller = dict(found.settings)
     while (half := halved_patch(smaller)) is not None:  # where memory runs out
         assert math.prod(needed) < math.prod(half) < math.prod(smaller["roi_size"])
         assert all(n % stride == 0 for n, stride in zip(half, needed, strict=True))
         smaller["roi_size"] = half
-    assert max(needed) == 1 or math.prod(smaller["roi_size"]) < 4 * math.prod(needed)
+    halved = found.settings["roi_multiple"] and max(needed) > 1
+    assert not halved or math.prod(smaller["roi_size"]) < 4 * math.prod(needed)
     median = median_size(stats, found.settings["resample_to_spacing"])
     larger = [n > max(GROWTH * m, stride) for n, m, stride in zip(size, median, needed, strict=True)]
     if sum(larger):  # the deepest level of the others is one voxel, which cannot be normalised
@@ -130,6 +137,26 @@ def test_images_of_two_dimensions_are_for_slices_alone() -> None:
     assert size[2] == 1 and min(size[:2]) >= 32
 
 
+def test_a_u_net_stays_flat_along_a_coarse_axis_until_the_others_have_caught_up() -> None:
+    """nnU-Net's rule; a patch that can hardly be halved still gets the three levels that the network has at least."""
+    settings = plan("unet", statistics((400, 400, 60), (0.5, 0.5, 2.0)), MACHINES[-1]).settings
+    strides, kernels, levels = settings["strides"], settings["kernel_size"], len(settings["filters"])
+    assert len(strides) == len(kernels) == levels and strides[0] == [1, 1, 1]
+    flat = [level for level, stride in enumerate(strides) if stride == [2, 2, 1]]
+    assert flat == [1, 2] and strides[3] == [2, 2, 2]
+    assert [kernel[2] for kernel in kernels[:3]] == [1, 1, 3] and kernels[0][:2] == [3, 3]
+    assert settings["filters"][:3] == [32, 64, 128] and max(settings["filters"]) <= 320
+    assert 1 <= settings["supervised"] < levels - 1
+    assert (settings["optimizer"], settings["lr_schedule"]) == ("sgd", "polynomial")
+    tiny = plan("unet", statistics((9, 9, 9))).settings
+    assert len(tiny["strides"]) == 3 and tiny["strides"][-1] == [1, 1, 1] and "optimizer" not in tiny
+
+
+@pytest.mark.parametrize("name", ["unet", "unetr", "mednext"])
+def test_some_families_are_there_for_those_who_ask(name: str) -> None:
+    assert all(str(plan(name, statistics(), machine).spare).startswith("asked for by name") for machine in MACHINES)
+
+
 def test_swin_unetr_wants_a_gpu_and_volumes_of_half_a_patch() -> None:
     assert "CPU" in str(plan("swinunetr", statistics()).spare)
     assert plan("swinunetr", statistics(), MACHINES[-1]).spare is None
@@ -151,6 +178,9 @@ def test_channels_and_files_are_those_of_the_data(name: str) -> None:
         (FLAT, "init_filters", 8),
         ("dints", "channel_mul", 0.25),
         ("swinunetr", "feature_size", 12),
+        ("unetr", "feature_size", 8),
+        ("mednext", "init_filters", 8),
+        ("unet", "filters", [8, 16, 32, 64]),
     ],
 )
 def test_networks_are_narrower_where_time_is_short(name: str, key: str, width: float) -> None:
