@@ -290,6 +290,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "--tolerance_mm": ("0", "-1", "far"),
     "--patient_pattern": ("(", "*"),
     "--templates_path_or_url": ("/no/such/folder", "https://example.org/templates.zip"),
+    "--pretrained": ("/no/such/weights.pt", "https://example.org/model.pt", ".", "{data}/datalist.json"),
     "--set": ("learnin_rate=1", "roi_size=abc", "segresnett.num_epochs=3", "@none.yaml", "novalue", "num_epochs=many"),
     "--check": ("maybe",),
     "--work_dir": ("{data}/datalist.json", "/proc/nowhere"),
@@ -335,8 +336,14 @@ def flag_mistakes() -> Iterator[Bad]:
         (["logs", "/no/w", "job"], "/no/w"),
         (["cancel", "/no/w"], "/no/w"),
         (["run", "stray"], "stray"),
+        (["new-family", "my_net"], "my_net"),
+        (["new-family", "segresnet"], "segresnet"),
+        (["check-family", "/no/family"], "/no/family"),
+        (["check-family", "."], "algo.py"),
     ):
         yield Bad(" ".join(words), lambda f, w=words: w, (named,))
+    yield Bad("weights that are text", lambda f: _weights(f, b"not a tensor"), ("weights.pt", "pretrained"))
+    yield Bad("weights that are empty", lambda f: _weights(f, b""), ("weights.pt", "pretrained"))
     yield Bad("input file cut off", lambda f: _input_text(f, "modality: [MRI\n"), ("input.yaml",))
     yield Bad("input file is a list", lambda f: _input_text(f, "- 1\n"), ("input.yaml",))
     yield Bad("input file is missing", lambda f: ["run", "--input", str(f / "none.yaml")], ("none.yaml",))
@@ -344,8 +351,13 @@ def flag_mistakes() -> Iterator[Bad]:
 
 def _run(folder: Path, flag: str, value: str) -> list[str]:
     words = {"--datalist": str(folder / "datalist.json"), "--modality": "MRI", "--work_dir": str(folder / "w")}
-    words[flag] = value.format(data=folder) if flag == "--work_dir" else value
+    words[flag] = value.format(data=folder) if flag in ("--work_dir", "--pretrained") else value
     return ["run", *(f"{name}={content}" for name, content in words.items())]
+
+
+def _weights(folder: Path, content: bytes) -> list[str]:
+    (folder / "weights.pt").write_bytes(content)
+    return _run(folder, "--pretrained", str(folder / "weights.pt"))
 
 
 def _input(folder: Path, key: str, value: Any) -> list[str]:
