@@ -29,7 +29,7 @@ from autoseg.pipeline.judging import SweepResult
 from autoseg.records import Event
 from autoseg.workspace import Workspace, read_json, read_yaml
 
-TINY = {"init_filters": 8, "blocks_down": [1, 1], "dsdepth": 1, "roi_size": [24, 24, 16], "num_images_per_batch": 2}
+TINY = {"init_filters": 8, "blocks_down": [1, 1], "dsdepth": 1, "roi_size": [24, 24, 16]}
 STEPS = 40
 TRIALS = 7
 # which trial does what: 2 learns nothing, slowly enough to be ended before its end, 3 fails, the others differ in how
@@ -38,7 +38,7 @@ SPACE = """
 def space(trial):
     rate = trial.suggest_float("learning_rate", 1e-9, 1e-2, log=True)
     if trial.number == 2:
-        return {"learning_rate": 1e-9, "init_filters": 32, "num_images_per_batch": 8}
+        return {"learning_rate": 1e-9, "num_images_per_batch": 64}
     if trial.number == 3:
         return {"learning_rate": rate, "loss": "no such loss"}
     return {"learning_rate": 3e-3 + 1e-3 * trial.number}
@@ -128,7 +128,7 @@ def test_every_trial_ended_once_and_as_it_had_to(swept: tuple[RunConfig, SweepRe
     assert number >= 4, "the sweep was to be killed in the middle of a trial"
     told = [event.facts["number"] for event in events if event.kind == "trial"]
     assert number in told, "the trial that was cut off is told by the call that took it up"
-    assert not set(told) & {0, 2, 3}, "what was told before is not told again"
+    assert not set(told) & {0, 3}, "what was told before is not told again"
 
 
 def test_the_trial_that_was_cut_off_went_on(swept: tuple[RunConfig, SweepResult, list[Event], int]) -> None:
