@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.bundles.marks import bundle_settings, family_and_fold, is_foreign_bundle
+from autoseg.bundles.pretrained import FIELD
 from autoseg.config import RunConfig
 from autoseg.devices import THREAD_SCALING, makespan
 from autoseg.engine.budget import SECONDS_A_CASE, budget_steps
@@ -90,7 +91,10 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
 
 
 def _may_narrow(session: Session) -> bool:
-    return session.width == 1.0 and session.config.algo_gen is not False
+    """Not where bundles stand as they are, nor where weights to start from have a width of their own."""
+    config = session.config
+    fixed = config.algo_gen is False or any(start.get(FIELD) for start in config.starts.values())
+    return session.width == 1.0 and not fixed
 
 
 def _narrow(session: Session, steps: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import torch
 
 from autoseg.config import load_config
 from autoseg.demo import make_demo_data
+from autoseg.devices import detect_devices
 from autoseg.errors import InputError
 from autoseg.pipeline import generate, run, train
+from autoseg.pipeline.pace import _may_narrow
+from autoseg.pipeline.session import Session
 from autoseg.records import Event
-from autoseg.workspace import read_json, read_yaml
+from autoseg.workspace import Workspace, read_json, read_yaml
 
 TINY = {"init_filters": 8, "blocks_down": [1, 1], "dsdepth": 1, "roi_size": [24, 24, 16], "num_images_per_batch": 2}
 
@@ -110,3 +114,13 @@ def test_a_work_dir_without_the_family_is_refused_where_it_was_named_for_it(earl
     plain = given(datalist.parent / "run", datalist, algos=["segresnet", "dints"])
     with pytest.raises(InputError, match="holds no weights of dints"):
         generate(load_config({**plain, "family_settings": {"dints": {"pretrained": str(earlier)}}}))
+
+
+def test_networks_of_weights_are_not_made_narrower_where_time_is_short(earlier: Path, datalist: Path) -> None:
+    config = load_config(given(datalist.parent / "run", datalist))
+    session = Session(config, Workspace(config.work_dir), detect_devices(), lambda event: None)
+    assert _may_narrow(session)
+    session.config = replace(config, starts={"segresnet": {"pretrained": None}})
+    assert _may_narrow(session)
+    session.config = replace(config, starts={"segresnet": {"pretrained": str(earlier)}})
+    assert not _may_narrow(session)
