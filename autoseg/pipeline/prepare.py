@@ -197,12 +197,7 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
             plans[name] = plan_foreign(name, folder, workspace, datalist, said)
         else:
             plans[name] = load_algo(name, folder).make_plan(*found, datalist, machine, said_of(config, name, folder))
-    against = {name: plan.skip or plan.spare for name, plan in plans.items() if plan.skip or plan.spare}
-    wanted = plans if config.algos or not config.allow_skip else [*(plans.keys() - against.keys()), config.tuned]
-    kept = {name: plan for name, plan in plans.items() if name in wanted}
-    for name, reason in against.items():
-        fate = "is trained because it was asked for" if name in kept else "is left out"
-        session.notify(Event("warning", f"{name} {fate}: {reason}"))
+    kept, left_out = _part(session, plans)
     for name, plan in kept.items():
         if name in foreign and config.minutes:
             session.notify(Event("warning", f"{name} ends as its own settings say: minutes mean nothing to it"))
@@ -216,7 +211,7 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
     try_weights(session, {name: plan for name, plan in kept.items() if name not in foreign}, folders)
     written = {
         name: {
-            "skip": None if name in kept else against[name],
+            "skip": left_out.get(name),
             "share": plan.share,
             "settings": {k: {"value": v, "reason": plan.reasons[k]} for k, v in plan.settings.items()},
         }
@@ -224,8 +219,25 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
     }
     write_json(workspace.plan_json, {"machine": machine, "families": written})
     if not kept:
-        raise InputError(Fault("", "algos", f"{name} does not suit: {reason}") for name, reason in against.items())
+        raise InputError(Fault("", "algos", f"{name} does not suit: {reason}") for name, reason in left_out.items())
     return kept
+
+
+def _part(session: Session, plans: Mapping[str, Plan]) -> tuple[dict[str, Plan], dict[str, str]]:
+    """(the plans that are kept, why the others are left out); says what speaks against a family."""
+    config, kept, left_out = session.config, dict[str, Plan](), dict[str, str]()
+    for name, plan in plans.items():
+        asked = bool(config.algos) or name == config.tuned
+        against = plan.skip or plan.spare
+        wanted = asked or not (plan.on_request or (against and config.allow_skip))
+        if wanted:
+            kept[name] = plan
+        else:
+            left_out[name] = str(against or plan.on_request)
+        if against:
+            fate = "is trained because it was asked for" if wanted else "is left out"
+            session.notify(Event("warning", f"{name} {fate}: {against}"))
+    return kept, left_out
 
 
 def machine_for(session: Session, slots: Sequence[Slot]) -> Machine:

@@ -66,7 +66,6 @@ def start_from_weights(session: Session, folders: Mapping[str, Path]) -> None:
             continue
         weights = _weights(config, path, family)
         if weights is None:
-            session.notify(Event("warning", f"{family} starts from scratch: there is nothing of it in {path}"))
             starts[family] = {FIELD: None}
             continue
         said = {**config.settings, **config.family_settings.get(family, {})}
@@ -90,6 +89,9 @@ def try_weights(session: Session, plans: Mapping[str, Plan], folders: Mapping[st
 
     config, misfits = session.config, dict[str, InputError]()
     tried = {family: plan for family, plan in plans.items() if plan.settings.get(FIELD)}
+    for family in (family for family in plans if family not in tried and named_weights(config, family)):
+        message = f"{family} starts from scratch: there is nothing of it in {named_weights(config, family)}"
+        session.notify(Event("warning", message))
     for family, plan in tried.items():
         for key in config.starts.get(family, {}):
             plan.reasons[key] = REASON

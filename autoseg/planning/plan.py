@@ -58,14 +58,15 @@ class FamilyTraits:
 class Plan:
     """Hyper-parameters of a family and the reason of each.
 
-    `skip`: why the family does not suit the data, or None; `spare`: why the machine is better used by others. Either
-    leaves out a family that the user did not name.
+    `skip`: why the family does not suit the data, or None; `spare`: why the machine is better used by others;
+    `on_request`: why it never takes part by itself. Each leaves out a family that the user did not name.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     skip: str | None = None
     spare: str | None = None
+    on_request: str | None = None
     patch: Patch | None = None
     share: float = 1.0
 

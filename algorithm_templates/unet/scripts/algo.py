@@ -41,5 +41,5 @@ class UnetAlgo(TemplateAlgo):
             plan.set("optimizer", "sgd", "a long schedule (nnU-Net)")
             plan.set("lr_schedule", "polynomial", "nnU-Net's")
             plan.set("weight_decay", 3e-5, "nnU-Net's")
-        plan.spare = "asked for by name: of its kind SegResNet goes first"
+        plan.on_request = "only by name: of its kind SegResNet goes first"
         return plan

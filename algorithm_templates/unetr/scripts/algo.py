@@ -31,5 +31,5 @@ class UnetrAlgo(TemplateAlgo):
         plan.set("num_heads", heads, reason)
         plan.set("hidden_size", HEAD * heads, f"{HEAD} a head")
         plan.set("roi_multiple", None, "positions are learned for this patch alone")
-        plan.spare = "asked for by name: it needs more data and time than others"
+        plan.on_request = "only by name: it needs more data and time than others"
         return plan
