@@ -97,6 +97,13 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     return f" (did you mean '{by_lower[close[0]]}'?)" if close else ""
 
 
+def root_cause(error: BaseException) -> BaseException:
+    """What is behind an error: MONAI says of a component only that it could not be made."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def one_line(error: BaseException) -> str:
     """Type and message of an error, without line breaks."""
     text = " ".join(str(error).split())

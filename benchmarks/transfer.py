@@ -4,7 +4,8 @@
 
 Weights come from a SegResNet trained on 80 other cases: once on both labels (`cases`), once on the posterior part
 alone, to be tuned for the anterior one (`label`). Every seed draws its own 20 cases of 50 to tune on; Dice is over the
-same 50 cases, which neither training has seen. All are of the data set's `training`. Goes on where it was killed.
+same 50 cases, from which neither training has learned; the best validation on them says which weights are kept, with
+and without a start alike. All are of the data set's `training`. Goes on where it was killed.
 """
 
 from __future__ import annotations

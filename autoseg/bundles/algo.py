@@ -70,7 +70,9 @@ class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
             plan_mirrored_windows(plan)
         size = plan.settings["roi_size"]
         if "roi_multiple" in overrides and "roi_size" not in overrides:  # of pretrained weights, say
-            size = [-(-n // m) * m for n, m in zip(size, plan.settings["roi_multiple"] or [1] * 3, strict=True)]
+            multiple = planar(plan.settings["roi_multiple"] or [1] * 3, plan.settings["slice_axis"])
+            plan.settings["roi_multiple"] = multiple
+            size = [-(-n // m) * m for n, m in zip(size, multiple, strict=True)]
         plan.settings["roi_size"] = planar(size, plan.settings["slice_axis"])
         return plan
 
@@ -95,11 +97,12 @@ class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
         home = Path(kwargs.get("home", algo_path))
         settings["dataroot"] = datalist.dataroot
         settings["datalist"] = writer.relative(source["datalist"], home)
-        if settings["pretrained"]:
-            settings["pretrained"] = writer.relative(settings["pretrained"], home)
+        pretrained = settings["pretrained"]
+        settings["pretrained"] = pretrained and writer.relative(pretrained, home)
         settings["cache_dir"] = writer.relative(kwargs.get("cache", home.parent / "cache" / "preprocessed"), home)
         writer.write_bundle(Path(algo_path), settings)
-        return {"hyper_parameters.yaml": settings}
+        # for OptunaGen and NNIGen, which generate again from this elsewhere
+        return {"hyper_parameters.yaml": {**settings, "pretrained": pretrained}}
 
     def pre_check_skip_algo(self, skip_bundlegen: bool = False, skip_info: str = "") -> tuple[bool, str]:
         """Whether the family is left out, and why: MONAI's BundleGen asks before it generates."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from autoseg.bundles.marks import named_in
 from autoseg.bundles.preprocessing import preprocessing
 from autoseg.evaluation import nesting
 from autoseg.planning.plan import mirrored_outputs, mirrorings
@@ -136,4 +137,5 @@ def referenced(settings: Mapping[str, Any], network: Mapping[str, Any]) -> dict[
     """The hyper-parameters that inference needs: those its parts name with @."""
     text = json.dumps(network) + json.dumps(preprocessing(settings, ["image"]))
     wanted = {"roi_size", "sw_batch_size", "overlap", "label_values", "slice_axis", "precision"}
-    return {key: value for key, value in settings.items() if key in wanted or f"@{key}" in text}
+    named = named_in(text, settings)
+    return {key: value for key, value in settings.items() if key in wanted or key in named}

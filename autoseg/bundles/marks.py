@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,21 @@ def family_and_fold(bundle: Path) -> tuple[str, int]:
     """Of which family and fold a bundle is, by its folder's name."""
     family, fold = bundle.name.rsplit("_", 1)
     return family, int(fold)
+
+
+def named_in(text: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters that a configuration refers to (`@name`)."""
+    names = set(re.findall(r"@(\w+)", text))
+    return {key: value for key, value in settings.items() if key in names}
+
+
+def is_expression(value: Any) -> bool:
+    """Whether MONAI's ConfigParser would run (`$`), resolve (`@`, `%`) or make (`_target_`) a value, or part of it."""
+    if isinstance(value, dict):
+        return "_target_" in value or any(is_expression(item) for pair in value.items() for item in pair)
+    if isinstance(value, (list, tuple)):
+        return any(map(is_expression, value))
+    return isinstance(value, str) and value.startswith(("$", "@", "%"))
 
 
 def base_family(name: str) -> str:

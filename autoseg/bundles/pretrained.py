@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,14 +15,22 @@ from typing import IO, Any
 
 import yaml
 
-from autoseg.bundles.marks import base_family, bundle_weights, family_and_fold, is_foreign_bundle
+from autoseg.bundles.marks import (
+    base_family,
+    bundle_weights,
+    family_and_fold,
+    is_expression,
+    is_foreign_bundle,
+    named_in,
+)
 from autoseg.errors import Fault, InputError
-from autoseg.workspace import BUNDLE, atomic_file, parse_yaml, patiently, read_json
+from autoseg.workspace import BUNDLE, atomic_file, is_full, parse_yaml, patiently, read_json
 
 FIELD = "pretrained"
 STATES = (".pt", ".pth", ".ckpt", ".bin")
 WEIGHTS, SETTINGS, NETWORK = "models/model.pt", "configs/hyper_parameters.yaml", "configs/network.yaml"
 DATA = ("input_channels", "output_classes")  # a network's settings that follow from the data, not from the weights
+UNZIPPED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)  # damaged, encrypted, odd
 
 
 @dataclass(frozen=True)
@@ -34,9 +43,6 @@ class Weights:
     path: Path
     member: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.member}" if self.member else str(self.path)
 
 
 def find_weights(given: str, family: str) -> Weights | None:
@@ -62,7 +68,7 @@ def find_weights(given: str, family: str) -> Weights | None:
         raise _fault(path, f"is neither a bundle ({WEIGHTS}) nor a work_dir with trained bundles")
     trained = [b.parent for b in bundles if bundle_weights(b.parent).is_file() and not is_foreign_bundle(b.parent)]
     if not trained:
-        raise _fault(path, "none of its bundles is trained")
+        raise _fault(path, "none of its bundles is trained and of a family of autoseg's kind")
     own = [bundle for bundle in trained if base_family(family_and_fold(bundle)[0]) == base_family(family)]
     scores = _scores(path)
     return _in_bundle(max(own, key=lambda bundle: scores.get(bundle.name, -1.0)), family) if own else None
@@ -87,32 +93,43 @@ def copy_weights(weights: Weights, folder: Path) -> Path:
 
 @contextmanager
 def _opened(weights: Weights) -> Iterator[IO[bytes]]:
-    try:
+    with _readable(weights.path):
         if weights.member is None:
             with open(weights.path, "rb") as file:
                 yield file
         else:
             with zipfile.ZipFile(weights.path) as archive, archive.open(weights.member) as member:
                 yield member
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise _fault(weights.path, f"is damaged: {error}") from error
-    except PermissionError as error:
-        raise _fault(weights.path, f"cannot be read: {error.strerror}") from error
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Errors of reading as a fault of the file; that the disk written to is full is none."""
+    try:
+        yield
+    except (*UNZIPPED, OSError) as error:
+        if is_full(error):
+            raise
+        raise _fault(path, f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def _zipped(path: Path, family: str) -> Weights | None:
-    """The bundle in a zip archive: the one whose models/model.pt lies least deep."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = set(archive.namelist())
-            found = sorted((name for name in names if f"/{name}".endswith(f"/{WEIGHTS}")), key=len)
-            if not found:
-                raise _fault(path, f"holds no {WEIGHTS}")
-            root = found[0].removesuffix(WEIGHTS)
-            texts = {name: archive.read(root + name).decode() for name in (SETTINGS, NETWORK) if root + name in names}
-    except (zipfile.BadZipFile, UnicodeDecodeError) as error:
-        raise _fault(path, f"is no whole zip archive: {error}") from error
-    return _described(Weights(path, found[0]), texts, family)
+    """The bundle in a zip archive, or of several at the same depth the only one of the family."""
+    with _readable(path), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        found = sorted((name for name in names if f"/{name}".endswith(f"/{WEIGHTS}")), key=lambda n: (n.count("/"), n))
+        if not found:
+            raise _fault(path, f"holds no {WEIGHTS}")
+        alike = [name for name in found if name.count("/") == found[0].count("/")]
+        own = []
+        for name in alike:
+            root = name.removesuffix(WEIGHTS)
+            read = {part: archive.read(root + part) for part in (SETTINGS, NETWORK) if root + part in names}
+            own.append(_described(Weights(path, name), read, family))
+    mine = [weights for weights in own if weights is not None]
+    if len(mine) > 1:
+        raise _fault(path, f"holds several bundles: {', '.join(str(weights.member) for weights in mine)}")
+    return mine[0] if mine else None
 
 
 def _beside(path: Path, family: str) -> Weights | None:
@@ -122,25 +139,29 @@ def _beside(path: Path, family: str) -> Weights | None:
 
 
 def _in_bundle(bundle: Path, family: str) -> Weights | None:
-    texts = {name: (bundle / name).read_text("utf-8") for name in (SETTINGS, NETWORK) if (bundle / name).is_file()}
-    return _described(Weights(bundle / WEIGHTS), texts, family)
+    with _readable(bundle):
+        read = {name: (bundle / name).read_bytes() for name in (SETTINGS, NETWORK) if (bundle / name).is_file()}
+    return _described(Weights(bundle / WEIGHTS), read, family)
 
 
-def _described(weights: Weights, texts: dict[str, str], family: str) -> Weights | None:
+def _described(weights: Weights, read: dict[str, bytes], family: str) -> Weights | None:
     """With the network's settings, where the bundle is one of ours; None where it is one of another family."""
-    if len(texts) < 2:
+    if len(read) < 2:
         return weights
     try:
-        settings, network = parse_yaml(texts[SETTINGS]), json.dumps(parse_yaml(texts[NETWORK]))
+        settings, network = (parse_yaml(read[name].decode("utf-8")) for name in (SETTINGS, NETWORK))
+        wanted = named_in(json.dumps(network), settings) if isinstance(settings, dict) else {}
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise _fault(weights.path, f"its bundle cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict) or "name" not in settings:
         return weights
     if base_family(str(settings["name"])) != base_family(family):
         return None
-    wanted = {key: value for key, value in settings.items() if f"@{key}" in network and key not in DATA}
-    if int(settings.get("spatial_dims", 3)) == 3 and settings.get("roi_multiple"):
+    wanted = {key: value for key, value in wanted.items() if key not in DATA}
+    if settings.get("roi_multiple"):
         wanted["roi_multiple"] = settings["roi_multiple"]
+    if odd := [key for key, value in wanted.items() if is_expression(value) or isinstance(value, dict)]:
+        raise _fault(weights.path, f"its bundle's {', '.join(odd)} would be run or resolved by MONAI: nothing of it is")
     return Weights(weights.path, weights.member, wanted)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 
 import autoseg
 from autoseg.bundles.contract import NAME, algo_class, check_template
-from autoseg.errors import Fault, Faults, InputError, nearest
+from autoseg.errors import Fault, Faults, InputError, nearest, one_line
 from autoseg.workspace import atomic_file, parse_yaml
 
 logger = logging.getLogger(__name__)
@@ -45,12 +46,20 @@ def _offered() -> dict[str, Path]:
     for entry in metadata.entry_points(group=ENTRY_POINTS):
         try:
             spec = util.find_spec(entry.value)
-        except (ImportError, ValueError) as error:
-            logger.warning("the family %s of an installed package is left out: %s", entry.name, error)
+        except Exception as error:  # whatever the package's own code raises
+            _warn_once(f"the family {entry.name} of an installed package is left out: {one_line(error)}")
             continue
-        places = spec.submodule_search_locations if spec is not None else None
-        folders |= {Path(place).name: Path(place) for place in places or ()}
+        for place in map(Path, (spec.submodule_search_locations if spec is not None else None) or ()):
+            if faults := check_template(place):
+                _warn_once(f"the family {entry.name} of an installed package is left out: {faults[0]}")
+            else:
+                folders[place.name] = place
     return folders
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
 
 
 def find_templates(names: tuple[str, ...], folder: str | Path | None = None) -> dict[str, Path]:

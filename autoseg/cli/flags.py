@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autoseg.cli.words import read_object
-from autoseg.errors import InputError
+from autoseg.errors import Fault, InputError
 
 if TYPE_CHECKING:
     from autoseg.config import RunConfig
@@ -93,3 +93,17 @@ def load(*, input: str | None = None, set: list[str] | None = None, **flags: Any
         from autoseg.pipeline.tuning import refuse_bad_sweep  # and Optuna
 
         raise with_later_faults(error, refuse_bad_sweep) from None
+
+
+def read_scored(labels: Any) -> tuple[dict[int, str] | None, list[list[int]]]:
+    """(names, regions) of `{1: liver}`, `[1, 2]`, `1` or `{tumour: [1, 2]}`; InputError where that is none of them."""
+    if labels is None:
+        return None, []
+    named = labels if isinstance(labels, dict) else {v: v for v in (labels if isinstance(labels, list) else [labels])}
+    if all(isinstance(value, int) for value in named):
+        return {value: str(name) for value, name in named.items()}, []
+    regions = [values for values in named.values() if isinstance(values, list)]
+    if len(regions) < len(named) or not all(isinstance(v, int) for values in regions for v in values):
+        message = f"{labels!r}: values are whole numbers, as in {{1: liver, 2: tumour}} or {{tumour: [1, 2]}}"
+        raise InputError([Fault("", "--labels", message)])
+    return dict(enumerate(map(str, named), 1)), regions

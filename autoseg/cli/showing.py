@@ -6,8 +6,6 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from autoseg.errors import Fault, InputError
-
 if TYPE_CHECKING:
     from autoseg.pipeline import RunResult
     from autoseg.pipeline.judging import SweepResult
@@ -64,20 +62,6 @@ def show_sweep(result: SweepResult) -> int:
     for name, path in result.paths.items():
         print(f"{name + ':':<9} {path}")
     return result.exit_code
-
-
-def read_scored(labels: Any) -> tuple[dict[int, str] | None, list[list[int]]]:
-    """(names, regions) of `{1: liver}`, `[1, 2]`, `1` or `{tumour: [1, 2]}`; InputError where that is none of them."""
-    if labels is None:
-        return None, []
-    named = labels if isinstance(labels, dict) else {v: v for v in (labels if isinstance(labels, list) else [labels])}
-    if all(isinstance(value, int) for value in named):
-        return {value: str(name) for value, name in named.items()}, []
-    regions = [values for values in named.values() if isinstance(values, list)]
-    if len(regions) < len(named) or not all(isinstance(v, int) for values in regions for v in values):
-        message = f"{labels!r}: values are whole numbers, as in {{1: liver, 2: tumour}} or {{tumour: [1, 2]}}"
-        raise InputError([Fault("", "--labels", message)])
-    return dict(enumerate(map(str, named), 1)), regions
 
 
 def show_status(state: Mapping[str, Any], json: bool) -> None:

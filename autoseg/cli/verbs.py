@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from autoseg.cli.flags import load
-from autoseg.cli.showing import make_screen, read_scored, show_result, show_status, show_sweep
+from autoseg.cli.flags import load, read_scored
+from autoseg.cli.showing import make_screen, show_result, show_status, show_sweep
 
 FOLLOW_SECONDS = 5.0
 

@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
-from autoseg.bundles.marks import patch_file
+from autoseg.bundles.marks import is_expression, named_in, patch_file
 from autoseg.bundles.preprocessing import image_item
 from autoseg.datalist import load_datalist, unreadable
 from autoseg.engine.checkpoints import load_checkpoint
@@ -23,6 +23,12 @@ from autoseg.records import Case, Datalist
 from autoseg.workspace import read_keys, read_yaml
 
 CACHE_VERSION = 2
+
+
+def expressions(settings: Mapping[str, Any], path: Path) -> list[Fault]:
+    """The hyper-parameters of a file that are no plain values: what MONAI would run is refused."""
+    message = "would be run or resolved by MONAI: no expression is allowed here"
+    return [Fault(str(path), key, f"{value!r} {message}") for key, value in settings.items() if is_expression(value)]
 
 
 class Bundle:
@@ -49,9 +55,7 @@ class Bundle:
         if patch_file(root).is_file():
             settings["roi_size"] = read_keys(patch_file(root), "roi_size")[0]
         settings |= overrides or {}
-        for key, value in settings.items():
-            if _is_expression(value):
-                faults.add(path, key, f"{value!r} would be run or resolved by MONAI: no expression is allowed here")
+        faults.extend(expressions(settings, path))
         faults.raise_if_any()
         settings["roi_size"] = planar(settings["roi_size"], settings["slice_axis"])
         return cls(root, settings)
@@ -71,11 +75,8 @@ class Bundle:
     def content(self, file: str, entry: str) -> Any:
         """The object that `entry` of configs/`file` describes, its `@` references filled from the settings."""
         config = read_yaml(self.root / "configs" / file)
-        return ConfigParser({**self._named_in(json.dumps(config)), **config}).get_parsed_content(entry)
-
-    def _named_in(self, text: str) -> dict[str, Any]:
-        """The settings that a configuration refers to; no other enters MONAI's parser."""
-        return {key: value for key, value in self.settings.items() if f"@{key}" in text}
+        # no other settings enter MONAI's parser
+        return ConfigParser({**named_in(json.dumps(config), self.settings), **config}).get_parsed_content(entry)
 
     def network(self) -> torch.nn.Module:
         """The network with fresh weights; seed torch before for the same ones."""
@@ -125,7 +126,7 @@ class Bundle:
         """Equal for bundles whose preprocessed cases are the same: folds, and families that agree."""
         config = read_yaml(self.root / "configs" / "transforms_validate.yaml")
         text = json.dumps(config, sort_keys=True)
-        used = self._named_in(text)
+        used = named_in(text, self.settings)
         used |= {"label_values": self.settings["label_values"], "version": CACHE_VERSION}
         return hashlib.blake2b((text + json.dumps(used, sort_keys=True)).encode(), digest_size=8).hexdigest()
 
@@ -135,12 +136,3 @@ class Bundle:
     def cases(self) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
         """(training, validation) cases of this bundle's fold."""
         return self.datalist().split(int(self.settings["fold"]))
-
-
-def _is_expression(value: Any) -> bool:
-    """Whether MONAI's ConfigParser would run (`$`) or resolve (`@`, `%`) a value, or what is in it."""
-    if isinstance(value, dict):
-        return any(_is_expression(item) for pair in value.items() for item in pair)
-    if isinstance(value, (list, tuple)):
-        return any(map(_is_expression, value))
-    return isinstance(value, str) and value.startswith(("$", "@", "%"))

@@ -87,6 +87,18 @@ def group_rate(settings: Mapping[str, Any], group: Mapping[str, Any], share: flo
     return float(settings["pretrained_rate"]) if group.get("pretrained") else 1.0
 
 
+def moved(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    """The parameters that a step moves; those of groups that wait, at a rate of 0, lose their gradients."""
+    found: list[torch.nn.Parameter] = []
+    for group in optimizer.param_groups:
+        if group["lr"] > 0:
+            found += group["params"]
+            continue
+        for parameter in group["params"]:
+            parameter.grad = None
+    return found
+
+
 LONGEST_WARMUP = 0.05  # of the budget
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share)),

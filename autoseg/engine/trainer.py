@@ -32,7 +32,7 @@ from autoseg.engine.memory import free_memory, out_of_memory
 from autoseg.engine.patches import PatchDataset, patch_loader
 from autoseg.engine.precision import autocast_for, compute_dtype, training_precision
 from autoseg.engine.progress import Progress
-from autoseg.engine.recipe import build_average, build_loss, build_optimizer, group_rate, learning_rate
+from autoseg.engine.recipe import build_average, build_loss, build_optimizer, group_rate, learning_rate, moved
 from autoseg.engine.transfer import begin
 from autoseg.engine.validation import validate_cached
 from autoseg.errors import Fault, InputError, one_line
@@ -197,8 +197,10 @@ class Trainer:
     def _begin(self) -> None:
         """Fresh weights, average and optimiser: the start of a training."""
         torch.manual_seed(int(self.settings["seed"]))
-        self.network.load_state_dict(begin(self.bundle)[0].state_dict())
-        self.average = build_average(self.network, self.settings)
+        fresh, _ = begin(self.bundle)
+        self.network.load_state_dict(fresh.state_dict())
+        # of the fresh one, for a network that was at work may hold what cannot be copied (a DynUNet does)
+        self.average = build_average(fresh.to(self.device, memory_format=self.layout), self.settings)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(self.network, self.settings, self.transfer.old)
         self.progress, self.watch = Progress(), LossWatch()
 
@@ -249,7 +251,7 @@ class Trainer:
             self.scaler.scale(loss).backward()
             total += float(loss.detach())
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), float(self.settings["gradient_clip"]))
+        norm = torch.nn.utils.clip_grad_norm_(moved(self.optimizer), float(self.settings["gradient_clip"]))
         # one gradient that is not finite must not cost the weights
         if self.scaler.is_enabled() or math.isfinite(float(norm)):
             self.scaler.step(self.optimizer)

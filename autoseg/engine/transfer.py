@@ -26,20 +26,15 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Transfer:
-    """What a network takes over from a file: `state` by the network's names, `adapted` ones with the reason.
+    """What a network takes over from a file, by the network's names: as it is (`old`), or `adapted`, with the reason.
 
     `fresh` keep their own initial weights, `unused` are the file's that the network has not.
     """
 
-    state: Tensors = field(default_factory=dict)
+    old: frozenset[str] = frozenset()
     adapted: dict[str, str] = field(default_factory=dict)
     fresh: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
-
-    @property
-    def old(self) -> frozenset[str]:
-        """Parameters that come from the file as they are."""
-        return frozenset(self.state.keys() - self.adapted.keys())
 
     def __str__(self) -> str:
         reasons = "; ".join(dict.fromkeys(self.adapted.values()))
@@ -48,19 +43,19 @@ class Transfer:
             f"{len(self.fresh)} new ({_some(self.fresh)})": self.fresh,
             f"{len(self.unused)} of the file unused ({_some(self.unused)})": self.unused,
         }
-        whole = f"{len(self.old)} of {len(self.state) + len(self.fresh)} tensors taken over"
+        whole = f"{len(self.old)} of {len(self.old) + len(self.adapted) + len(self.fresh)} tensors taken over"
         return ", ".join([whole, *(text for text, names in further.items() if names)])
 
     def write(self, path: Path) -> None:
         """As a table: one entry a tensor of the network, and the names of the file's others."""
-        how = {**dict.fromkeys(self.old, "loaded"), **dict.fromkeys(self.fresh, "new"), **self.adapted}
+        how = {**dict.fromkeys(sorted(self.old), "loaded"), **dict.fromkeys(self.fresh, "new"), **self.adapted}
         write_json(path, {"tensors": how, "unused": list(self.unused)})
 
 
 def begin(bundle: Bundle) -> tuple[torch.nn.Module, Transfer]:
     """A bundle's network as its training begins, on the CPU: from its `pretrained` file, or fresh; `frozen` parts are.
 
-    InputError where the file is of another architecture, or `frozen` names no part.
+    InputError where the file is of another architecture, or `frozen` names no part that it gives.
     """
     settings, network = bundle.settings, bundle.network()
     where = str(bundle.root / "configs" / "hyper_parameters.yaml")
@@ -69,16 +64,20 @@ def begin(bundle: Bundle) -> tuple[torch.nn.Module, Transfer]:
             raise InputError([Fault(where, "frozen", "nothing is pretrained that could be kept as it is")])
         return network, Transfer()
     path = bundle.path(FIELD)
-    transfer = fit(network, read_state(path), settings, str(path))
-    network.load_state_dict({**network.state_dict(), **transfer.state})
+    state, transfer = fit(network, read_state(path), settings, str(path))
+    network.load_state_dict({**network.state_dict(), **state})
+    trained = dict(network.named_parameters())
     for part in settings["frozen"]:
-        found = [p for name, p in network.named_parameters() if f"{name}.".startswith(f"{part}.")]
+        found = [name for name in trained if f"{name}.".startswith(f"{part}.")]
         if not found:
-            parts = ", ".join(name for name, _ in network.named_children())
+            parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in trained))
             raise InputError([Fault(where, "frozen", f"'{part}' is no part of the network, which has {parts}")])
-        for parameter in found:
-            parameter.requires_grad_(False)
-    if not any(p.requires_grad for p in network.parameters()):
+        if new := [name for name in found if name not in transfer.old]:
+            message = f"'{part}' would keep random weights: the file does not give {_some(new)}"
+            raise InputError([Fault(where, "frozen", message)])
+        for name in found:
+            trained[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in trained.values()):
         raise InputError([Fault(where, "frozen", "leaves nothing to train")])
     return network, transfer
 
@@ -98,13 +97,11 @@ def read_state(path: Path) -> Tensors:
         state = {name.removeprefix(wrapper): value for name, value in state.items()}
     if not state:
         raise InputError([Fault(str(path), FIELD, "holds no weights by name")])
-    for theirs, ours in RENAMED.items():
-        state = {name.replace(theirs, ours): value for name, value in state.items()}
     return state
 
 
-def fit(network: torch.nn.Module, state: Tensors, settings: Mapping[str, Any], file: str) -> Transfer:
-    """What `network` can take over of `state`; InputError with the first mismatches where that is another network's.
+def fit(network: torch.nn.Module, state: Tensors, settings: Mapping[str, Any], file: str) -> tuple[Tensors, Transfer]:
+    """What `network` can take over of `state`, and how; InputError with the first mismatches where it is of another.
 
     Layers that see the image are adapted to other channels, those that give the classes to other classes. Every other
     layer of a name must have the same shape, and half of the network's parameters, or of the file's, must fit.
@@ -117,7 +114,7 @@ def fit(network: torch.nn.Module, state: Tensors, settings: Mapping[str, Any], f
         if there.shape == here.shape:
             taken[name] = there.to(here.dtype)
         elif name not in parameters:
-            continue  # a table that follows from the size of the network
+            continue  # a table that follows from the size of the network, or a layer's other name
         elif (made := _adapted(there, here, settings)) is not None:
             taken[name], adapted[name] = made
         else:
@@ -128,15 +125,29 @@ def fit(network: torch.nn.Module, state: Tensors, settings: Mapping[str, Any], f
         if not conflicts:
             conflicts = [f"there is no {name} in it" for name in own if name not in state]
         raise InputError([Fault(file, FIELD, f"is of another network: {told}; {_some(conflicts, '; ')}")])
-    fresh = tuple(name for name in own if name not in taken)
-    return Transfer(taken, adapted, fresh, tuple(name for name in state if name not in own))
+    known = _told_once(own)
+    old = frozenset(name for name in known if name in taken and name not in adapted)
+    fresh = tuple(name for name in known if name not in taken)
+    return taken, Transfer(old, adapted, fresh, tuple(name for name in state if name not in own))
+
+
+def _told_once(own: Tensors) -> list[str]:
+    """The names of a state dict but those under which a tensor stands once more, as in a DynUNet."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    for name, value in own.items():
+        first.setdefault((value.data_ptr() or id(value), value.shape), name)
+    return list(first.values())
 
 
 def _placed(state: Tensors, own: Tensors, network: torch.nn.Module) -> Tensors:
     """The file's names as the network's: below one of its parts where they fit best there, as an encoder's do."""
     prefixes = ["", *(f"{name}." for name, _ in network.named_children())]
     best = max(prefixes, key=lambda prefix: sum(prefix + name in own for name in state))
-    return {best + name: value for name, value in state.items()}
+    placed = {}
+    for name, value in state.items():
+        known = [best + name, *(best + name.replace(*pair) for pair in RENAMED.items())]
+        placed[next((one for one in known if one in own), best + name)] = value
+    return placed
 
 
 def _adapted(there: torch.Tensor, here: torch.Tensor, settings: Mapping[str, Any]) -> tuple[torch.Tensor, str] | None:

@@ -107,7 +107,7 @@ def _generate(session: Session) -> tuple[Datalist, list[Path]]:
     datalist = _analysed(session)
     from autoseg.pipeline.pace import kept_width
 
-    session.width = kept_width(workspace, config.time_limit)
+    session.width = kept_width(workspace, config)
     if config.algo_gen is False:
         return datalist, prepare.standing_bundles(config, workspace, datalist)
     bundles = prepare.write_bundles(session, datalist, prepare.make_plans(session, datalist))

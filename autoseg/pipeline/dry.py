@@ -97,7 +97,7 @@ def _draft(session: Session, real: Workspace) -> _Drafts:
     from autoseg.bundles.contract import is_foreign
     from autoseg.bundles.foreign import stands
 
-    session.width = kept_width(real, config.time_limit)
+    session.width = kept_width(real, config)
     plans, folders = prepare.make_plans(session, datalist), prepare.families(config)
     bundles: list[Path] = []
     unwritten: dict[Path, Plan] = {}

@@ -21,6 +21,7 @@ from autoseg.execution.results import is_done, read_result
 from autoseg.pipeline.clock import Deadlines, seconds_spent
 from autoseg.pipeline.inputs import bundle_parts, case_digests, fingerprint, made_from
 from autoseg.pipeline.session import Session
+from autoseg.pipeline.starting import names_weights
 from autoseg.pipeline.training import run_jobs, training_jobs
 from autoseg.planning.budget import CPU_SHARE, Candidate, Choice, Room, choose, least_seconds
 from autoseg.records import Case, Datalist, Event, Job, Resources, Slot, Speed, to_plain
@@ -106,11 +107,16 @@ def _narrow(session: Session, steps: int) -> None:
     session.notify(Event("forecast", message))
 
 
-def kept_width(workspace: Workspace, limit: float | None) -> float:
-    """Of the networks that an earlier call planned for this limit; 1 is what families take where time is not short."""
+def kept_width(workspace: Workspace, config: RunConfig) -> float:
+    """Of the networks that an earlier call planned for this limit; 1 is what families take where time is not short.
+
+    Where weights are named to start from, theirs may be another: it is looked at anew.
+    """
+    if names_weights(config):
+        return 1.0
     with contextlib.suppress(InputError, TypeError, ValueError):
         kept, width = read_keys(workspace.pace_json, "limit", "width")
-        return float(width) if kept == limit and 0 < float(width) <= 1 else 1.0
+        return float(width) if kept == config.time_limit and 0 < float(width) <= 1 else 1.0
     return 1.0
 
 

@@ -190,14 +190,18 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
     machine = machine_for(session, slots)
     found = found_statistics(workspace)
     foreign = {name for name, folder in folders.items() if is_foreign(folder)}
-    plans = {}
-    for name, folder in folders.items():
-        said = {**config.settings, **config.family_settings.get(name, {})}
+
+    def planned(name: str) -> Plan:
+        config, folder = session.config, folders[name]
         if name in foreign:
-            plans[name] = plan_foreign(name, folder, workspace, datalist, said)
-        else:
-            plans[name] = load_algo(name, folder).make_plan(*found, datalist, machine, said_of(config, name, folder))
+            said = {**config.settings, **config.family_settings.get(name, {})}
+            return plan_foreign(name, folder, workspace, datalist, said)
+        return load_algo(name, folder).make_plan(*found, datalist, machine, said_of(config, name, folder))
+
+    plans = {name: planned(name) for name in folders}
     kept, left_out = _part(session, plans)
+    for name in try_weights(session, {name: plan for name, plan in kept.items() if name not in foreign}, folders):
+        plans[name] = kept[name] = planned(name)
     for name, plan in kept.items():
         if name in foreign and config.minutes:
             session.notify(Event("warning", f"{name} ends as its own settings say: minutes mean nothing to it"))
@@ -208,7 +212,6 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
             shares = [other.share for other in kept.values()] * datalist.num_fold
             for key, value in budget(session, plan.share, shares, len(slots)).items():
                 plan.set(key, said.get(key, value), "set by the user" if key in said else "a share of the minutes")
-    try_weights(session, {name: plan for name, plan in kept.items() if name not in foreign}, folders)
     written = {
         name: {
             "skip": left_out.get(name),

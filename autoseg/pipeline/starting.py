@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autoseg.bundles.pretrained import FIELD, Weights, copy_weights, find_weights
+from autoseg.bundles.marks import named_in
+from autoseg.bundles.pretrained import DATA, FIELD, Weights, copy_weights, find_weights
+from autoseg.bundles.templates import same_kind, template_settings
 from autoseg.config import RunConfig
-from autoseg.errors import Fault, Faults, InputError
+from autoseg.errors import Fault, Faults, InputError, one_line, root_cause
 from autoseg.pipeline.session import Session
 from autoseg.planning import Plan
 from autoseg.records import Event
@@ -18,6 +20,8 @@ from autoseg.workspace import Workspace, read_json, read_yaml, write_json
 
 REASON = "as in the pretrained weights"
 COPIES = "copies.json"  # which copy was made of what, by family and path: the run goes on where that is gone
+FROM_SCRATCH: dict[str, Any] = {FIELD: None, "frozen": []}
+SHAPELESS = ("dropout",)  # of a network's settings, those by which its weights do not change
 
 
 def named_weights(config: RunConfig, family: str) -> str | None:
@@ -28,25 +32,20 @@ def named_weights(config: RunConfig, family: str) -> str | None:
     return None
 
 
-def _weights(config: RunConfig, path: str, family: str) -> Weights | None:
-    """As `find_weights`; those that are gone since are the run's own copy of them."""
-    try:
-        return find_weights(path, family)
-    except InputError:
-        folder = Workspace(config.work_dir).pretrained
-        kept = read_json(folder / COPIES).get(f"{family} {path}") if (folder / COPIES).is_file() else None
-        if kept is None or Path(path).exists():
-            raise
-        return Weights(folder / kept["copy"], None, kept["settings"])
+def names_weights(config: RunConfig) -> bool:
+    """Whether weights are named for any family."""
+    said = (config.settings, *config.family_settings.values())
+    return bool(config.pretrained or any(settings.get(FIELD) for settings in said))
 
 
 def refuse_bad_start(config: RunConfig, folders: Mapping[str, Path]) -> None:
     """What is named is there, and holds weights for every family of which that was said, or for any."""
     faults, missing = Faults(), dict[str, list[str]]()
-    for family in folders:
-        path = named_weights(config, family)
+    named = {family: path for family in folders if (path := named_weights(config, family)) is not None}
+    for family, path in named.items():
         try:
-            if path is not None and _weights(config, path, family) is None:
+            _refuse_own(config, path)
+            if _weights(config, path, family) is None:
                 missing.setdefault(path, []).append(family)
         except InputError as error:
             faults.extend(error.faults)
@@ -54,61 +53,116 @@ def refuse_bad_start(config: RunConfig, folders: Mapping[str, Path]) -> None:
         asked = [family for family in without if FIELD in config.family_settings.get(family, {})]
         if asked or len(without) == len(folders):
             faults.add(path, FIELD, f"holds no weights of {', '.join(asked or without)}")
+    frozen = any(said.get("frozen") for said in (config.settings, *config.family_settings.values()))
+    if frozen and not names_weights(config):
+        faults.add("", "--set frozen", "nothing is pretrained that could be kept as it is")
     faults.raise_if_any()
+
+
+def _refuse_own(config: RunConfig, path: str) -> None:
+    """The networks of this very run are replaced by those that would start from them."""
+    own, given = Workspace(config.work_dir), Path(path).expanduser().absolute()
+    if given.is_relative_to(own.root) and not given.is_relative_to(own.pretrained):
+        message = "lies in the run's own work_dir, whose networks are trained anew: give another work_dir"
+        raise InputError([Fault(path, FIELD, message)])
+
+
+def _weights(config: RunConfig, path: str, family: str) -> Weights | None:
+    """As `find_weights`; those that are gone since are the run's own copy of them."""
+    try:
+        return find_weights(path, family)
+    except InputError:
+        kept = _copies(Workspace(config.work_dir)).get(f"{family} {path}")
+        if kept is None or Path(path).expanduser().exists():
+            raise
+        return Weights(Workspace(config.work_dir).pretrained / kept["copy"], None, kept["settings"]) if kept else None
+
+
+def _copies(workspace: Workspace) -> dict[str, dict[str, Any]]:
+    file = workspace.pretrained / COPIES
+    found: dict[str, dict[str, Any]] = read_json(file)["copies"] if file.is_file() else {}
+    return found
 
 
 def start_from_weights(session: Session, folders: Mapping[str, Path]) -> None:
     """Copy the weights into the work_dir, and let the session's configuration say what they ask of each family."""
-    config, starts, copies = session.config, dict[str, dict[str, Any]](), dict[str, Any]()
-    for family in folders:
+    config, workspace = session.config, session.workspace
+    starts, copies = dict[str, dict[str, Any]](), dict[str, Any]()
+    for family, folder in folders.items():
         path = named_weights(config, family)
         if path is None:
             continue
         weights = _weights(config, path, family)
         if weights is None:
-            starts[family] = {FIELD: None}
+            starts[family], copies[f"{family} {path}"] = FROM_SCRATCH, {}
             continue
         said = {**config.settings, **config.family_settings.get(family, {})}
-        own = {key: value for key, value in weights.settings.items() if key not in said}
-        copy = copy_weights(weights, session.workspace.pretrained)
+        own = {key: value for key, value in _known(weights, folder).items() if key not in said}
+        copy = copy_weights(weights, workspace.pretrained)
         starts[family] = {**own, FIELD: str(copy)}
         copies[f"{family} {path}"] = {"copy": copy.name, "settings": weights.settings}
     if copies:
-        write_json(session.workspace.pretrained / COPIES, copies)
+        write_json(workspace.pretrained / COPIES, {"copies": {**_copies(workspace), **copies}})
     session.config = replace(config, starts=starts)
 
 
-def try_weights(session: Session, plans: Mapping[str, Plan], folders: Mapping[str, Path]) -> None:
-    """Whether the networks, as planned, can take over their weights; says what each does.
+def _known(weights: Weights, folder: Path) -> dict[str, Any]:
+    """Of the hyper-parameters that the weights ask for those that the family has; they must be of the same kind."""
+    defaults = template_settings(folder)
+    known = {key: value for key, value in weights.settings.items() if key in defaults}
+    message = "its bundle has {!r}, which is not of the kind of {!r}"
+    odd = [key for key, value in known.items() if not same_kind(value, defaults[key])]
+    if odd:
+        raise InputError(Fault(str(weights.path), key, message.format(known[key], defaults[key])) for key in odd)
+    return known
 
-    One that cannot starts from scratch, where others can and the user did not name the file for it; else InputError.
+
+def try_weights(session: Session, plans: Mapping[str, Plan], folders: Mapping[str, Path]) -> list[str]:
+    """Whether the networks, as planned, can take over their weights; the families that cannot, to be planned anew.
+
+    Those start from scratch, where others can and the user did not name the file for them; else InputError.
     """
-    from autoseg.bundles import template_settings
-    from autoseg.engine.bundle import Bundle
-    from autoseg.engine.transfer import begin
-
     config, misfits = session.config, dict[str, InputError]()
-    tried = {family: plan for family, plan in plans.items() if plan.settings.get(FIELD)}
-    for family in (family for family in plans if family not in tried and named_weights(config, family)):
+    wanted = [family for family in plans if named_weights(config, family)]
+    tried = [family for family in wanted if plans[family].settings.get(FIELD)]
+    if wanted and not tried:
+        path = str(named_weights(config, wanted[0]))
+        raise InputError([Fault(path, FIELD, f"holds no weights of {', '.join(wanted)}, which are to be trained")])
+    for family in (family for family in wanted if family not in tried):
         message = f"{family} starts from scratch: there is nothing of it in {named_weights(config, family)}"
         session.notify(Event("warning", message))
-    for family, plan in tried.items():
+    for family in tried:
         for key in config.starts.get(family, {}):
-            plan.reasons[key] = REASON
-        settings = {**template_settings(folders[family]), **plan.settings}
+            plans[family].reasons[key] = REASON
         try:
-            _, transfer = begin(Bundle(folders[family], settings))
-            session.stage(f"{family} starts from {named_weights(config, family)}: {transfer}")
+            found = _transfer(folders[family], plans[family])
+            session.stage(f"{family} starts from {named_weights(config, family)}: {found}")
         except InputError as error:
             misfits[family] = error
     asked = [family for family in misfits if FIELD in config.family_settings.get(family, {})]
     if asked or (misfits and len(misfits) == len(tried)):
-        raise InputError(
-            _said(config, family, fault) for family in asked or misfits for fault in misfits[family].faults
-        )
+        faults = [(family, fault) for family in asked or misfits for fault in misfits[family].faults]
+        raise InputError(_said(config, family, fault) for family, fault in faults)
     for family, misfit in misfits.items():
-        plans[family].set(FIELD, None, "they do not fit")
         session.notify(Event("warning", f"{family} starts from scratch: {misfit.faults[0].message}"))
+    session.config = replace(config, starts={**config.starts, **dict.fromkeys(misfits, FROM_SCRATCH)})
+    return list(misfits)
+
+
+def _transfer(folder: Path, plan: Plan) -> str:
+    """What the planned network takes over, in words; InputError where it cannot, or cannot be built."""
+    from autoseg.engine.bundle import Bundle, expressions
+    from autoseg.engine.transfer import begin
+
+    settings, path = {**template_settings(folder), **plan.settings}, folder / "configs" / "hyper_parameters.yaml"
+    if faults := expressions(settings, path):
+        raise InputError(faults)
+    try:
+        return str(begin(Bundle(folder, settings))[1])
+    except InputError:
+        raise
+    except Exception as error:  # whatever a network's own code raises
+        raise InputError([Fault(str(path), "", f"its network: {one_line(root_cause(error))}")]) from error
 
 
 def _said(config: RunConfig, family: str, fault: Fault) -> Fault:
@@ -117,9 +171,7 @@ def _said(config: RunConfig, family: str, fault: Fault) -> Fault:
     return Fault(str(path), fault.field, f"{family}: {fault.message}")
 
 
-def network_settings(folder: Path) -> set[str]:
-    """The hyper-parameters of a family that its network is built from: those are the weights' to say."""
-    from autoseg.bundles import template_settings
-
+def shape_settings(folder: Path) -> set[str]:
+    """The hyper-parameters of a family by which its network's weights have their shape: the weights' to say."""
     network = json.dumps(read_yaml(folder / "configs" / "network.yaml"))
-    return {key for key in template_settings(folder) if f"@{key}" in network}
+    return set(named_in(network, template_settings(folder))) - {*DATA, *SHAPELESS}

@@ -13,12 +13,13 @@ from typing import TypeVar
 from autoseg.bundles.contract import check_template, is_foreign
 from autoseg.config import RunConfig, load_config
 from autoseg.demo import make_demo_data
-from autoseg.errors import Fault, InputError, one_line
+from autoseg.errors import Fault, InputError, one_line, root_cause
 from autoseg.pipeline.watching import job_log
 from autoseg.records import Event
 from autoseg.workspace import Workspace, read_json
 
 T = TypeVar("T")
+PATIENCE = 900  # seconds of a step
 SHAPE = (40, 36, 32)
 EXPORT = ("--meta_file", "configs/metadata.json", "--config_file", "configs/inference.yaml")
 
@@ -63,7 +64,7 @@ class _Trial:
         from autoseg.pipeline import generate
 
         self._try("plan", lambda: generate(self._config()))
-        self._done(f"plans and writes its bundle ({len(read_json(self.workspace.plan_json)['families'])} family)")
+        self._done("plans and writes its bundle")
 
     def network(self) -> None:
         """Outputs of the right shape, of a patch as planned."""
@@ -136,18 +137,23 @@ class _Trial:
     def _python(self, step: str, *words: str) -> str:
         """What a command in the bundle prints; a fault with its last line where it fails."""
         paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-        found = subprocess.run(
-            [sys.executable, *words],
-            cwd=self.bundle,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        said = [line for line in (found.stdout + found.stderr).splitlines() if line.strip()]
+        try:
+            found = subprocess.run(
+                [sys.executable, *words],
+                cwd=self.bundle,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+                timeout=PATIENCE,
+            )
+        except subprocess.TimeoutExpired:
+            raise self._fault(step, f"was not over after {PATIENCE} s") from None
+        said = [line for line in found.stdout.splitlines() if line.strip()]
         if found.returncode:
             raise self._fault(step, said[-1] if said else f"exit code {found.returncode}")
-        return "\n".join(said)
+        return found.stdout
 
     def _try(self, step: str, work: Callable[[], T]) -> T:
         try:
@@ -155,10 +161,7 @@ class _Trial:
         except InputError:
             raise
         except Exception as error:  # whatever a template's own code raises
-            cause: BaseException = error
-            while cause.__cause__ is not None:  # MONAI says of a component only that it could not be made
-                cause = cause.__cause__
-            raise self._fault(step, one_line(cause)) from error
+            raise self._fault(step, one_line(root_cause(error))) from error
 
     def _fault(self, step: str, message: str) -> InputError:
         return InputError([Fault(str(self.folder), step, message)])

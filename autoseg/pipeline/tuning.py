@@ -32,7 +32,7 @@ from autoseg.pipeline.inputs import case_digests, fingerprint
 from autoseg.pipeline.judging import SweepResult, finished, judge, write_summary
 from autoseg.pipeline.pace import planned_steps
 from autoseg.pipeline.session import Notify, Session, shadow_session
-from autoseg.pipeline.starting import named_weights, network_settings
+from autoseg.pipeline.starting import shape_settings
 from autoseg.planning import Machine, Plan
 from autoseg.records import Datalist, Event, Job, Slot, to_plain
 from autoseg.workspace import Workspace, patiently, write_json, write_yaml
@@ -103,8 +103,8 @@ def _families(config: RunConfig) -> dict[str, Path]:
 
 def _space(config: RunConfig, folders: Mapping[str, Path]) -> SearchSpace:
     fixed = {name: set(prepare.said_of(config, name, folder)) for name, folder in folders.items()}
-    for name in (name for name in folders if named_weights(config, name)):
-        fixed[name] |= network_settings(folders[name])
+    for name in (name for name in folders if config.starts.get(name, {}).get(PRETRAINED)):
+        fixed[name] |= shape_settings(folders[name])
     return read_space(folders, config.hpo_params.space, fixed)
 
 
@@ -331,8 +331,6 @@ class _Sweeping:
         session, config, name = self.session, self.session.config, asked.family
         further = {objective.metric for objective in self.objectives} - {None, "dice"}
         said = prepare.said_of(config, name, self.folders[name])
-        if self.plans[name].settings.get(PRETRAINED) is None:
-            said.pop(PRETRAINED, None)  # the weights did not fit
         overrides = {**said, **self.allowance.budget, "scored_metrics": sorted(map(str, further))}
         overrides["tolerance_mm"] = config.tolerance_mm
         coarser = config.hpo_params.trial_spacing

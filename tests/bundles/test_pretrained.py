@@ -53,9 +53,37 @@ def test_a_bundle_says_how_its_network_is_built_but_not_for_which_data(tmp_path:
     assert find_weights(str(root), "dints") is None
 
 
-def test_a_network_of_slices_lies_across_its_own_axis(tmp_path: Path) -> None:
-    found = find_weights(str(bundle(tmp_path / "segresnet_0", spatial_dims=2)), "segresnet")
-    assert found is not None and found.settings == {"init_filters": 8}
+@pytest.mark.parametrize("value", ["$__import__('os').getcwd()", "@seed", ["%x"], {"_target_": "os.system"}, {"a": 1}])
+def test_nothing_of_a_bundle_s_settings_is_run(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(InputError, match=r"init_filters would be run or resolved"):
+        find_weights(str(bundle(tmp_path / "segresnet_0", init_filters=value)), "segresnet")
+
+
+def test_of_several_bundles_in_a_zip_the_family_s_only_one(tmp_path: Path) -> None:
+    for name in ("dints_0", "segresnet_0", "segresnet_1"):
+        bundle(tmp_path / "there" / name, name.encode(), name=name.split("_")[0])
+    files = sorted(path for path in (tmp_path / "there").rglob("*") if path.is_file())
+    with zipfile.ZipFile(tmp_path / "run.zip", "w") as archive:
+        for path in files:
+            archive.write(path, path.relative_to(tmp_path))
+    found = find_weights(str(tmp_path / "run.zip"), "dints")
+    assert found is not None and found.member == "there/dints_0/models/model.pt"
+    assert find_weights(str(tmp_path / "run.zip"), "unet") is None
+    with pytest.raises(InputError, match="holds several bundles"):
+        find_weights(str(tmp_path / "run.zip"), "segresnet")
+
+
+def test_damaged_content_of_a_zip(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/models/model.pt", b"weights" * 1000)
+    damaged = bytearray((tmp_path / "w.zip").read_bytes())
+    damaged[60:64] = b"\xff\xff\xff\xff"
+    (tmp_path / "w.zip").write_bytes(damaged)
+    found = find_weights(str(tmp_path / "w.zip"), "unet")
+    assert found is not None
+    with pytest.raises(InputError, match="cannot be read"):
+        copy_weights(found, tmp_path / "copies")
+    assert not list((tmp_path / "copies").glob("*"))
 
 
 def test_a_bundle_of_the_model_zoo(tmp_path: Path) -> None:
@@ -106,12 +134,14 @@ def test_what_is_none_is_refused(tmp_path: Path) -> None:
     said = {
         "away": "no such file or folder",
         "notes.txt": "is no file of weights",
-        "cut.zip": "is no whole zip archive",
+        "cut.zip": "cannot be read",
         "other.zip": "holds no models/model.pt",
         "empty": "is neither a bundle",
         "w": "none of its bundles is trained",
         "torn_0": "cannot be read",
     }
+    said["latin_0"] = "its bundle cannot be read"
+    (bundle(tmp_path / "latin_0") / "configs" / "hyper_parameters.yaml").write_bytes(b"name: \xe9")
     for name, words in said.items():
         with pytest.raises(InputError, match=words) as refused:
             find_weights(str(tmp_path / name), "segresnet")

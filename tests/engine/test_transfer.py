@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from monai.networks.nets import SegResNetDS, SwinUNETR
+from monai.networks.nets import DynUNet, SegResNetDS, SwinUNETR
 
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.entry import train
-from autoseg.engine.recipe import build_optimizer, group_rate
+from autoseg.engine.recipe import build_optimizer, group_rate, moved
 from autoseg.engine.trainer import Hook, Trainer
 from autoseg.engine.transfer import begin, fit, read_state
 from autoseg.errors import InputError
@@ -27,6 +27,12 @@ def network(channels: int = 1, classes: int = 3, **changes: Any) -> SegResNetDS:
     return SegResNetDS(spatial_dims=3, in_channels=channels, out_channels=classes, **own)
 
 
+def unet() -> DynUNet:
+    strides, own = [[1, 1, 1], [2, 2, 2], [2, 2, 2]], {"deep_supervision": True, "deep_supr_num": 1}
+    kernels = [[3, 3, 3]] * 3
+    return DynUNet(3, 1, 3, kernels, strides, strides[1:], filters=[4, 8, 16], norm_name="instance", **own)
+
+
 def numbered(source: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Weights that no initialisation gives."""
     return {name: torch.full_like(value, 1 + n) for n, (name, value) in enumerate(source.state_dict().items())}
@@ -34,9 +40,9 @@ def numbered(source: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def test_weights_of_the_same_network_are_all_taken_over() -> None:
     state = numbered(network())
-    found = fit(network(), state, HERE, "file")
+    taken, found = fit(network(), state, HERE, "file")
     assert not found.adapted and not found.fresh and not found.unused
-    assert found.old == set(state) and all(torch.equal(found.state[name], state[name]) for name in state)
+    assert found.old == set(state) and all(torch.equal(taken[name], state[name]) for name in state)
 
 
 @pytest.mark.parametrize("there", [1, 4])
@@ -44,9 +50,9 @@ def test_weights_of_the_same_network_are_all_taken_over() -> None:
 def test_the_first_layer_gives_the_same_for_alike_channels(there: int, here: int) -> None:
     """An image that stands in every channel looks as it did to the network of other channels."""
     source, target = network(there).eval(), network(here).eval()
-    found = fit(target, source.state_dict(), {**HERE, "input_channels": here}, "file")
+    taken, found = fit(target, source.state_dict(), {**HERE, "input_channels": here}, "file")
     assert len(found.adapted) == (here != there)
-    target.load_state_dict(found.state)
+    target.load_state_dict(taken)
     image = torch.rand(1, 1, 16, 16, 16)
     with torch.no_grad():
         before, after = (net(image.expand(-1, n, -1, -1, -1)) for net, n in ((source, there), (target, here)))
@@ -55,21 +61,21 @@ def test_the_first_layer_gives_the_same_for_alike_channels(there: int, here: int
 
 def test_the_last_layer_keeps_background_and_begins_every_class_as_foreground() -> None:
     source, target = network(classes=3), network(classes=5)
-    found = fit(target, source.state_dict(), {**HERE, "output_classes": 5}, "file")
+    taken, found = fit(target, source.state_dict(), {**HERE, "output_classes": 5}, "file")
     (kernel, bias) = found.adapted
-    old, fresh, new = source.state_dict()[kernel], target.state_dict()[kernel], found.state[kernel]
+    old, fresh, new = source.state_dict()[kernel], target.state_dict()[kernel], taken[kernel]
     assert torch.equal(new[0], old[0]) and found.adapted[kernel] == "3 to 5 outputs"
     torch.testing.assert_close(new[1:], fresh[1:] + old[1:].mean(0, keepdim=True))
     assert not torch.equal(new[1], new[2]), "classes must be able to part"
-    assert found.state[bias].shape == (5,)
+    assert taken[bias].shape == (5,)
 
 
 def test_regions_have_no_background() -> None:
     source, target = network(classes=3), network(classes=2)
-    found = fit(target, source.state_dict(), {**HERE, "output_classes": 2, "regions": [[1, 2], [2]]}, "file")
+    taken, found = fit(target, source.state_dict(), {**HERE, "output_classes": 2, "regions": [[1, 2], [2]]}, "file")
     kernel = next(iter(found.adapted))
     old, fresh = source.state_dict()[kernel], target.state_dict()[kernel]
-    torch.testing.assert_close(found.state[kernel], fresh + old.mean(0, keepdim=True))
+    torch.testing.assert_close(taken[kernel], fresh + old.mean(0, keepdim=True))
 
 
 @pytest.mark.parametrize(
@@ -98,11 +104,26 @@ def test_an_encoder_pretrained_as_swin_s_is_found_below_the_network_s(tmp_path: 
     state |= {"module.rotation_head.weight": torch.zeros(4, 96), "module.rotation_head.bias": torch.zeros(4)}
     torch.save({"epoch": 3, "state_dict": state, "optimizer": {}}, tmp_path / "model_swinvit.pt")
     target = SwinUNETR(in_channels=2, out_channels=3, feature_size=12, depths=(1, 1, 1, 1))
-    found = fit(target, read_state(tmp_path / "model_swinvit.pt"), {**HERE, "input_channels": 2}, "file")
-    assert set(found.state) == {f"swinViT.{name}" for name in source.state_dict()}
+    taken, found = fit(target, read_state(tmp_path / "model_swinvit.pt"), {**HERE, "input_channels": 2}, "file")
+    assert set(taken) == {f"swinViT.{name}" for name in source.state_dict()}
     assert list(found.adapted) == ["swinViT.patch_embed.proj.weight"]
     assert found.unused == ("swinViT.rotation_head.weight", "swinViT.rotation_head.bias")
     assert any(name.startswith("encoder1.") for name in found.fresh)
+
+
+def test_names_that_the_network_has_itself_are_left_alone() -> None:
+    """As an MLP of its own that is called as Swin's was before MONAI."""
+    block = torch.nn.ModuleDict({"mlp": torch.nn.ModuleDict({"fc1": torch.nn.Linear(4, 4)})})
+    target = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([block])})
+    _, found = fit(target, numbered(target), HERE, "file")
+    assert found.old == set(target.state_dict()) and not found.unused
+
+
+def test_a_tensor_with_two_names_is_told_once() -> None:
+    target = unet()
+    taken, found = fit(target, numbered(target), HERE, "file")
+    assert set(taken) == set(target.state_dict())
+    assert len(found.old) == len(list(target.parameters())) and not found.fresh
 
 
 @pytest.mark.parametrize("wrap", ["module.", "_orig_mod.", "model.network."])
@@ -137,6 +158,18 @@ def test_frozen_parts_and_those_that_wait_for_the_head() -> None:
     assert group_rate(said, alone, 0.1) == 0.1, "where there is no head to warm, nothing waits"
     (fresh,) = build_optimizer(network(), settings).param_groups
     assert group_rate(said, fresh, 0.1) == 1.0
+
+
+def test_what_waits_has_no_part_in_the_length_of_a_step() -> None:
+    target = network()
+    for parameter in target.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    head = [name for name, _ in target.named_parameters() if "head" in name]
+    settings = {"learning_rate": 1.0, "weight_decay": 0.0, "optimizer": "adamw"}
+    optimizer = build_optimizer(target, settings, {name for name, _ in target.named_parameters()} - set(head))
+    optimizer.param_groups[1]["lr"] = 0.0
+    assert moved(optimizer) == optimizer.param_groups[0]["params"]
+    assert {name for name, parameter in target.named_parameters() if parameter.grad is not None} == set(head)
 
 
 @pytest.fixture
@@ -179,6 +212,24 @@ def test_bad_parts_are_refused(make_bundle: MakeBundle, source: Path, settings: 
     root = make_bundle(**{"pretrained": str(source), **settings})
     with pytest.raises(InputError, match=said):
         Trainer(Bundle.load(root))
+
+
+def test_what_the_file_does_not_give_is_not_frozen(make_bundle: MakeBundle, tmp_path: Path, source: Path) -> None:
+    state = torch.load(source, weights_only=True)
+    torch.save({name: v for name, v in state.items() if not name.startswith("up_layers.")}, tmp_path / "part.pt")
+    root = make_bundle(pretrained=str(tmp_path / "part.pt"), frozen=["up_layers"])
+    with pytest.raises(InputError, match="'up_layers' would keep random weights"):
+        begin(Bundle.load(root))
+
+
+def test_a_training_can_begin_anew_from_the_file(make_bundle: MakeBundle, source: Path) -> None:
+    """Where the loss goes astray before there is a checkpoint; the average, too, is of the file's weights again."""
+    trainer = Trainer(Bundle.load(make_bundle(pretrained=str(source), num_iterations=3)))
+    trainer.run()
+    trainer._begin()
+    there = torch.load(source, weights_only=True)
+    for state in (trainer.network.state_dict(), trainer.average.module.state_dict()):
+        assert all(torch.equal(state[name], value) for name, value in there.items())
 
 
 def test_resuming_a_fine_tuning_ends_with_the_same_weights(

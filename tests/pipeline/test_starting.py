@@ -15,7 +15,7 @@ from autoseg.config import load_config
 from autoseg.demo import make_demo_data
 from autoseg.devices import detect_devices
 from autoseg.errors import InputError
-from autoseg.pipeline import generate, run, train
+from autoseg.pipeline import generate, run, train, tune_ahead
 from autoseg.pipeline.pace import _may_narrow
 from autoseg.pipeline.session import Session
 from autoseg.records import Event
@@ -100,6 +100,60 @@ def test_weights_that_fit_nothing_are_refused(earlier: Path, datalist: Path, tmp
     own = {"segresnet": {"pretrained": str(earlier), "init_filters": 16}}
     with pytest.raises(InputError, match="is 8x1x3x3x3 there"):
         generate(load_config(given(tmp_path / "run", datalist, family_settings=own)))
+
+
+def test_families_without_weights_freeze_nothing(earlier: Path, datalist: Path, tmp_path: Path) -> None:
+    """And the run goes on where the weights are gone, those of no family remembered as well as the others."""
+    source = tmp_path / "source"
+    shutil.copytree(earlier, source)
+    plain = given(tmp_path / "run", datalist, algos=["segresnet", "dints"], pretrained=str(source))
+    for algos in (["segresnet"], ["segresnet", "dints"], ["segresnet"]):
+        generate(load_config({**plain, "algos": algos, "settings": {"frozen": ["encoder"]}}))
+    shutil.rmtree(source)
+    generate(load_config({**plain, "settings": {"frozen": ["encoder"]}}))
+    found = {
+        name: read_yaml(tmp_path / "run" / f"{name}_0" / "configs" / "hyper_parameters.yaml") for name in plain["algos"]
+    }
+    assert (found["segresnet"]["frozen"], found["dints"]["frozen"]) == (["encoder"], [])
+    with pytest.raises(InputError, match="nothing is pretrained"):
+        generate(load_config(given(tmp_path / "other", datalist, settings={"frozen": ["encoder"]})))
+
+
+def test_a_misfit_is_planned_as_if_there_were_no_weights(earlier: Path, datalist: Path, tmp_path: Path) -> None:
+    plain = given(tmp_path / "run", datalist, algos=["segresnet", "unet"], pretrained=str(earlier))
+    plain["family_settings"] = {"segresnet": {"pretrained": str(earlier), "init_filters": 16}}
+    with pytest.raises(InputError, match="is 8x"):
+        generate(load_config(plain))
+    weights = tmp_path / "weights.pt"
+    shutil.copyfile(earlier / "segresnet_0" / "models" / "model.pt", weights)
+    plain = given(tmp_path / "run", datalist, algos=["segresnet", "dints"], settings={"pretrained": str(weights)})
+    with pytest.raises(InputError, match="another network"):
+        generate(load_config(plain))
+
+
+def test_a_run_does_not_start_from_itself(earlier: Path, datalist: Path) -> None:
+    with pytest.raises(InputError, match="the run's own work_dir"):
+        generate(load_config(given(earlier, datalist, pretrained=str(earlier))))
+
+
+def test_weights_that_no_trained_family_has_are_refused(earlier: Path, datalist: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(earlier, source)
+    shutil.move(source / "segresnet_0", source / "unet_0")
+    with pytest.raises(InputError, match="holds no weights of"):
+        generate(load_config(given(tmp_path / "run", datalist, algos=None, pretrained=str(source))))
+
+
+def test_a_dry_run_and_a_sweep_ahead_say_what_the_weights_are_for(
+    earlier: Path, datalist: Path, tmp_path: Path
+) -> None:
+    plain = given(tmp_path / "run", datalist, num_fold=3, pretrained=str(earlier))
+    dry = run(load_config({**plain, "num_fold": 1}), dry_run=True).dry
+    assert dry is not None and dry.families["segresnet"]["settings"]["init_filters"]["value"] == 8
+    lines = tune_ahead(load_config(plain))
+    assert not any("init_filters" in line or "blocks_down" in line for line in lines)
+    assert any("learning_rate" in line for line in lines)
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_is_no_file_of_weights_is_refused_with_all_else_before_anything(datalist: Path, tmp_path: Path) -> None:

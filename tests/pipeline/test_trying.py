@@ -92,8 +92,11 @@ def test_an_installed_package_offers_families(tmp_path: Path, monkeypatch: pytes
     described = tmp_path / "theirpackage-1.0.dist-info"
     described.mkdir()
     (described / "METADATA").write_text("Metadata-Version: 2.1\nName: theirpackage\nVersion: 1.0\n")
-    points = "mynet = theirpackage.mynet\nbroken = nowhere.atall\n"
+    (tmp_path / "bad.py").write_text("raise RuntimeError('no')")
+    (tmp_path / "theirpackage" / "my_net").mkdir()
+    (tmp_path / "theirpackage" / "my_net" / "__init__.py").touch()
+    points = "mynet = theirpackage.mynet\nbroken = nowhere.atall\nother = bad.net\nlast = theirpackage.my_net\n"
     (described / "entry_points.txt").write_text(f"[autoseg.templates]\n{points}")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert available_templates()["mynet"] == tmp_path / "theirpackage" / "mynet"
-    assert "atall" not in available_templates()
+    assert not {"atall", "net", "my_net"} & set(available_templates())

@@ -39,6 +39,7 @@ class UnetAlgo(TemplateAlgo):
         plan.set("supervised", max(1, len(filters) - 3), "every level but the two deepest")
         if machine.kind == "cuda":
             plan.set("optimizer", "sgd", "a long schedule (nnU-Net)")
+            plan.set("learning_rate", TRAITS.learning_rate_gpu, "nnU-Net's, of SGD")
             plan.set("lr_schedule", "polynomial", "nnU-Net's")
             plan.set("weight_decay", 3e-5, "nnU-Net's")
         plan.on_request = "only by name: of its kind SegResNet goes first"
