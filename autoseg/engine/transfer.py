@@ -72,7 +72,7 @@ def begin(bundle: Bundle) -> tuple[torch.nn.Module, Transfer]:
         if not found:
             parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in trained))
             raise InputError([Fault(where, "frozen", f"'{part}' is no part of the network, which has {parts}")])
-        if new := [name for name in found if name not in transfer.old]:
+        if new := [name for name in found if name in transfer.fresh]:
             message = f"'{part}' would keep random weights: the file does not give {_some(new)}"
             raise InputError([Fault(where, "frozen", message)])
         for name in found:
