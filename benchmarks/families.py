@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import fire
+from hippocampus_data import DATA
 
 from autoseg import pipeline
 from autoseg.bundles import available_templates
@@ -21,12 +22,8 @@ from autoseg.devices import detect_devices, job_environment
 from autoseg.engine.bundle import Bundle
 from autoseg.workspace import read_json
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "datasets" / "Task04_Hippocampus"
 
-
-def main(
-    minutes: float = 3.0, data: str = str(SHARED), work_dir: str = "work_dirs/families", algos: Any = None
-) -> None:
+def main(minutes: float = 3.0, data: str = str(DATA), work_dir: str = "work_dirs/families", algos: Any = None) -> None:
     """Write the bundles, train them, print the table."""
     names = list(available_templates()) if algos is None else [algos] if isinstance(algos, str) else list(algos)
     config = load_config(

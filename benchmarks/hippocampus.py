@@ -13,13 +13,13 @@ import sys
 import time
 from pathlib import Path
 
+from hippocampus_data import DATA, missing
 from rich.console import Console
 
 from autoseg.config import load_config
 from autoseg.pipeline import run
 from autoseg.report.screen import Screen
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "datasets" / "Task04_Hippocampus"
 RESERVED = 2.0  # minutes for analysis, preprocessing, prediction and evaluation
 
 
@@ -30,8 +30,7 @@ def main() -> int:
     parser.add_argument("--work_dir", default="work_dirs/hippocampus")
     parser.add_argument("--data", type=Path, default=DATA)
     given = parser.parse_args()
-    if not (given.data / "datalist.json").exists():
-        print(f"{given.data} is not there: the data set lies beside the project, not in it", file=sys.stderr)
+    if missing(given.data):
         return 1
     started = time.monotonic()
     config = load_config(

@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from hippocampus_data import DATA, missing
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -41,7 +42,6 @@ from autoseg.hpo.space import read_space
 from autoseg.pipeline.tuning import PRUNER
 from autoseg.workspace import Workspace, atomic_file, parse_yaml, read_json, read_yaml
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "datasets" / "Task04_Hippocampus"
 TABLE = Path(__file__).parent / "sweep_table.csv"
 PRUNERS = ("median", "percentile", "halving", "hyperband")
 BASELINE = ("random", "none")
@@ -74,8 +74,7 @@ def main() -> int:
         if verb == "real":
             one.add_argument("--time_limit", default="60m")
     given = parser.parse_args()
-    if "data" in given and not (given.data / "datalist.json").exists():
-        print(f"{given.data} is not there: the data set lies beside the project, not in it", file=sys.stderr)
+    if "data" in given and missing(given.data):
         return 1
     code: int = given.work(given)
     return code

@@ -17,13 +17,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+from hippocampus_data import DATA, missing
 
 from autoseg.config.keys import READERS
 from autoseg.evaluation import Evaluation, read_evaluation
 from autoseg.evaluation.statistics import bootstrap_mean
 from autoseg.workspace import Workspace, read_json
-
-DATA = Path(__file__).resolve().parents[2] / "shared" / "datasets" / "Task04_Hippocampus"
 
 
 def main() -> int:
@@ -33,8 +32,7 @@ def main() -> int:
     parser.add_argument("--work_dir", type=Path, default=Path("work_dirs/time_limit"))
     parser.add_argument("--data", type=Path, default=DATA)
     given = parser.parse_args()
-    if not (given.data / "datalist.json").exists():
-        print(f"{given.data} is not there: the data set lies beside the project, not in it", file=sys.stderr)
+    if missing(given.data):
         return 1
     rows = [call(limit, given.work_dir / limit, given.data) for limit in given.limits.split(",")]
     print("\n| limit | used, s | over | trained | cross-validation | testing | gain (95 %) |\n" + "| --- " * 7 + "|")

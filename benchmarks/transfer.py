@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from hippocampus_data import DATA, missing
 
 from autoseg.config import load_config
 from autoseg.evaluation.statistics import bootstrap_mean
@@ -23,7 +24,6 @@ from autoseg.pipeline import train
 from autoseg.records import Event
 from autoseg.workspace import read_json, write_json
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "datasets" / "Task04_Hippocampus"
 SEEN, UNSEEN, FEW = 80, 50, 20  # cases of the source, of the comparison, of the tuning
 TASKS: dict[str, tuple[Any, Any]] = {
     "cases": (None, None),
@@ -41,8 +41,7 @@ def main() -> int:
     parser.add_argument("--work_dir", type=Path, default=Path("work_dirs/transfer"))
     parser.add_argument("--data", type=Path, default=DATA)
     given = parser.parse_args()
-    if not (given.data / "datalist.json").exists():
-        print(f"{given.data} is not there: the data set lies beside the project, not in it", file=sys.stderr)
+    if missing(given.data):
         return 1
     plain = read_json(given.data / "datalist.json")
     cases = sorted(plain["training"], key=lambda case: str(case["image"]))

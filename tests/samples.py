@@ -1,8 +1,11 @@
-"""What tests of several rooms plan for."""
+"""What tests of several rooms plan for, and look at."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
+
+import torch
 
 from autoseg.planning import Statistics
 from autoseg.planning.statistics import Intensity
@@ -27,3 +30,9 @@ def statistics(shape: Triple = (180, 160, 150), spacing: Triple = (1, 1, 1), **c
         cases_with_label={},
     )
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+def finest(outputs: Any) -> torch.Tensor:
+    """The finest logits of a network with deep supervision, or without."""
+    logits: torch.Tensor = outputs[0] if isinstance(outputs, (list, tuple)) else outputs
+    return logits[:, 0] if logits.ndim > 5 else logits  # a DynUNet stacks its levels

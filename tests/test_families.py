@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from samples import finest
 
 from autoseg.bundles import available_templates
 from autoseg.bundles.contract import check_template
@@ -38,12 +39,6 @@ def written_values(classes: Classes) -> set[int]:
     if classes.in_channels:
         return {0, 1}
     return {0, *(values[0] for values in map(sorted, classes.regions))} if classes.regions else {*classes.values}
-
-
-def first(outputs: Any) -> torch.Tensor:
-    """The finest logits of a network with deep supervision, or without."""
-    logits: torch.Tensor = outputs[0] if isinstance(outputs, (list, tuple)) else outputs
-    return logits[:, 0] if logits.ndim > 5 else logits  # a DynUNet stacks its levels
 
 
 def train_and_predict(root: Path, folder: Path) -> Bundle:
@@ -129,4 +124,4 @@ def test_every_template_keeps_the_contract(family: str, bundle_of_family: Bundle
     while (half := halved_patch(smallest.settings)) is not None:
         smallest.settings["roi_size"] = half
     patch = [n for n in smallest.settings["roi_size"] if n > 1]
-    assert torch.isfinite(first(smallest.network().train()(torch.rand(1, 1, *patch)))).all()
+    assert torch.isfinite(finest(smallest.network().train()(torch.rand(1, 1, *patch)))).all()

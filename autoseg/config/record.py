@@ -52,6 +52,14 @@ class RunConfig:
     tuned: str | None = None  # the family that this sweep made, trained beside the others
     starts: dict[str, dict[str, Any]] = field(default_factory=dict)  # by family, what its pretrained weights ask for
 
+    def said(self, family: str) -> dict[str, Any]:
+        """The hyper-parameters that are set for a family: those of every one, and its own over them."""
+        return {**self.settings, **self.family_settings.get(family, {})}
+
+    def says(self, key: str) -> bool:
+        """Whether a hyper-parameter is set, to something, for any family."""
+        return any(said.get(key) for said in (self.settings, *self.family_settings.values()))
+
 
 def config_to_input(config: RunConfig) -> dict[str, Any]:
     """`input.yaml` of a work_dir: MONAI's keys, and this project's where they are not the default.

@@ -75,7 +75,7 @@ class Allowance:
             return {**unbound, "num_iterations": asked.trial_steps}
         if asked.trial_minutes:
             return {**unbound, "max_seconds": round(60 * asked.trial_minutes, 1)}
-        if any(said.get(key) for said in (config.settings, *config.family_settings.values()) for key in BUDGET):
+        if any(map(config.says, BUDGET)):
             return {}
         if self.record:
             return dict(self.record.get("budget") or {})

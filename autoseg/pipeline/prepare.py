@@ -17,7 +17,7 @@ from autoseg.datalist import load_datalist, make_folds, plain_datalist, with_reg
 from autoseg.errors import Fault, Faults, InputError, all_faults, nearest, one_line
 from autoseg.pipeline.inputs import Inputs, bundle_changes, bundle_parts, setting_texts
 from autoseg.pipeline.session import Session
-from autoseg.pipeline.starting import refuse_bad_start, start_from_weights, try_weights
+from autoseg.pipeline.starting import refuse_bad_start, start_from_weights, start_reasons, try_weights
 from autoseg.planning import Machine, Plan, normalize_modes, read_statistics
 from autoseg.planning.budget import seconds_a_share
 from autoseg.planning.plan import pair_faults
@@ -45,7 +45,7 @@ def refuse_bad_input(config: RunConfig) -> None:
 
 def _check_weights(config: RunConfig) -> None:
     try:
-        folders = own_families(config)
+        folders = ours(families(config))
     except InputError:  # which `check_settings` tells
         return
     refuse_bad_start(config, folders)
@@ -74,16 +74,15 @@ def families(config: RunConfig) -> dict[str, Path]:
     return found
 
 
-def own_families(config: RunConfig) -> dict[str, Path]:
-    """Those of `families` that are no templates written for MONAI's Auto3DSeg."""
+def ours(folders: Mapping[str, Path]) -> dict[str, Path]:
+    """Those of the families that are no templates written for MONAI's Auto3DSeg."""
     from autoseg.bundles.contract import is_foreign
 
-    return {name: folder for name, folder in families(config).items() if not is_foreign(folder)}
+    return {name: folder for name, folder in folders.items() if not is_foreign(folder)}
 
 
 def check_settings(config: RunConfig) -> None:
     """The families are there and know the hyper-parameters that are set for them."""
-    from autoseg.bundles.contract import is_foreign
     from autoseg.bundles.templates import available_templates, same_kind, template_settings
 
     faults = Faults()
@@ -92,8 +91,8 @@ def check_settings(config: RunConfig) -> None:
     except InputError as error:
         faults.extend(error.faults)
         folders = available_templates()
-    foreign = {name for name, folder in folders.items() if is_foreign(folder)}  # they take what they know themselves
-    known = {name: template_settings(folder) for name, folder in folders.items() if name not in foreign}
+    known = {name: template_settings(folder) for name, folder in ours(folders).items()}
+    foreign = folders.keys() - known.keys()  # they take what they know themselves
     every = {key for settings in known.values() for key in settings}
     for key, value in config.settings.items():
         if key not in every and not foreign:
@@ -180,35 +179,35 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
     A family that the user named is kept whatever speaks against it. InputError where none is left.
     """
     from autoseg.bundles import load_algo
-    from autoseg.bundles.contract import is_foreign
     from autoseg.bundles.foreign import plan_foreign
 
-    start_from_weights(session, own_families(session.config))
+    folders = families(session.config)
+    own = ours(folders)
+    start_from_weights(session, own)
     config, workspace = session.config, session.workspace
-    folders = families(config)
     slots = session.slots(len(folders) * datalist.num_fold)
     machine = machine_for(session, slots)
     found = found_statistics(workspace)
-    foreign = {name for name, folder in folders.items() if is_foreign(folder)}
 
     def planned(name: str) -> Plan:
         config, folder = session.config, folders[name]
-        if name in foreign:
-            said = {**config.settings, **config.family_settings.get(name, {})}
-            return plan_foreign(name, folder, workspace, datalist, said)
-        return load_algo(name, folder).make_plan(*found, datalist, machine, said_of(config, name, folder))
+        if name not in own:
+            return plan_foreign(name, folder, workspace, datalist, config.said(name))
+        plan = load_algo(name, folder).make_plan(*found, datalist, machine, said_of(config, name, folder))
+        plan.reasons |= start_reasons(config, name)
+        return plan
 
     plans = {name: planned(name) for name in folders}
     kept, left_out = _part(session, plans)
-    for name in try_weights(session, {name: plan for name, plan in kept.items() if name not in foreign}, folders):
+    for name in try_weights(session, {name: plan for name, plan in kept.items() if name in own}, folders):
         plans[name] = kept[name] = planned(name)
     for name, plan in kept.items():
-        if name in foreign and config.minutes:
+        if name not in own and config.minutes:
             session.notify(Event("warning", f"{name} ends as its own settings say: minutes mean nothing to it"))
-        elif name not in foreign:
+        elif name in own:
             if config.time_limit:
                 plan.set("time_limit", config.time_limit, "of the whole run, as given")
-            said = {**config.settings, **config.family_settings.get(name, {})}
+            said = config.said(name)
             shares = [other.share for other in kept.values()] * datalist.num_fold
             for key, value in budget(session, plan.share, shares, len(slots)).items():
                 plan.set(key, said.get(key, value), "set by the user" if key in said else "a share of the minutes")
@@ -254,7 +253,7 @@ def said_of(config: RunConfig, name: str, folder: Path) -> dict[str, Any]:
     from autoseg.bundles import template_settings
 
     known = template_settings(folder)
-    said = {**config.settings, **config.family_settings.get(name, {}), **config.starts.get(name, {})}
+    said = {**config.said(name), **config.starts.get(name, {})}
     return {key: value for key, value in said.items() if key in known}
 
 

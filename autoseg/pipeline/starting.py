@@ -18,7 +18,6 @@ from autoseg.planning import Plan
 from autoseg.records import Event
 from autoseg.workspace import Workspace, read_json, read_yaml, write_json
 
-REASON = "as in the pretrained weights"
 COPIES = "copies.json"  # which copy was made of what, by family and path: the run goes on where that is gone
 FROM_SCRATCH: dict[str, Any] = {FIELD: None, "frozen": []}
 SHAPELESS = ("dropout",)  # of a network's settings, those by which its weights do not change
@@ -26,16 +25,19 @@ SHAPELESS = ("dropout",)  # of a network's settings, those by which its weights 
 
 def named_weights(config: RunConfig, family: str) -> str | None:
     """The path that the user names for a family; one for that family alone wins over the one for all."""
-    for said in (config.family_settings.get(family, {}), config.settings, {FIELD: config.pretrained}):
-        if FIELD in said:
-            return None if said[FIELD] is None else str(said[FIELD])
-    return None
+    path = config.said(family).get(FIELD, config.pretrained)
+    return None if path is None else str(path)
+
+
+def start_reasons(config: RunConfig, family: str) -> dict[str, str]:
+    """Why hyper-parameters are as they are that `config.starts` says of a family, for plan.json."""
+    start = config.starts.get(family, {})
+    return dict.fromkeys(start, "as in the pretrained weights" if start.get(FIELD) else "it starts from scratch")
 
 
 def names_weights(config: RunConfig) -> bool:
     """Whether weights are named for any family."""
-    said = (config.settings, *config.family_settings.values())
-    return bool(config.pretrained or any(settings.get(FIELD) for settings in said))
+    return bool(config.pretrained) or config.says(FIELD)
 
 
 def refuse_bad_start(config: RunConfig, folders: Mapping[str, Path]) -> None:
@@ -53,8 +55,7 @@ def refuse_bad_start(config: RunConfig, folders: Mapping[str, Path]) -> None:
         asked = [family for family in without if FIELD in config.family_settings.get(family, {})]
         if asked or len(without) == len(folders):
             faults.add(path, FIELD, f"holds no weights of {', '.join(asked or without)}")
-    frozen = any(said.get("frozen") for said in (config.settings, *config.family_settings.values()))
-    if frozen and not names_weights(config):
+    if config.says("frozen") and not names_weights(config):
         faults.add("", "--set frozen", "nothing is pretrained that could be kept as it is")
     faults.raise_if_any()
 
@@ -87,7 +88,7 @@ def _copies(workspace: Workspace) -> dict[str, dict[str, Any]]:
 def start_from_weights(session: Session, folders: Mapping[str, Path]) -> None:
     """Copy the weights into the work_dir, and let the session's configuration say what they ask of each family."""
     config, workspace = session.config, session.workspace
-    starts, copies = dict[str, dict[str, Any]](), dict[str, Any]()
+    starts, copies, made = dict[str, dict[str, Any]](), dict[str, Any](), dict[tuple[Path, str | None], Path]()
     for family, folder in folders.items():
         path = named_weights(config, family)
         if path is None:
@@ -96,9 +97,10 @@ def start_from_weights(session: Session, folders: Mapping[str, Path]) -> None:
         if weights is None:
             starts[family], copies[f"{family} {path}"] = FROM_SCRATCH, {}
             continue
-        said = {**config.settings, **config.family_settings.get(family, {})}
+        said = config.said(family)
         own = {key: value for key, value in _known(weights, folder).items() if key not in said}
-        copy = copy_weights(weights, workspace.pretrained)
+        place = (weights.path, weights.member)  # of several families it may be one file, which can be large
+        copy = made[place] = made.get(place) or copy_weights(weights, workspace.pretrained)
         starts[family] = {**own, FIELD: str(copy)}
         copies[f"{family} {path}"] = {"copy": copy.name, "settings": weights.settings}
     if copies:
@@ -132,8 +134,6 @@ def try_weights(session: Session, plans: Mapping[str, Plan], folders: Mapping[st
         message = f"{family} starts from scratch: there is nothing of it in {named_weights(config, family)}"
         session.notify(Event("warning", message))
     for family in tried:
-        for key in config.starts.get(family, {}):
-            plans[family].reasons[key] = REASON
         try:
             found = _transfer(folders[family], plans[family])
             session.stage(f"{family} starts from {named_weights(config, family)}: {found}")

@@ -149,7 +149,7 @@ def forget_stale(session: Session, jobs: Sequence[Job]) -> None:
 
 def _steps_said(config: RunConfig, bundle: Path) -> bool:
     """Whether the user says how many steps or epochs this bundle trains."""
-    said = {**config.settings, **config.family_settings.get(family_and_fold(bundle)[0], {})}
+    said = config.said(family_and_fold(bundle)[0])
     return bool(said.get("num_epochs") or said.get("num_iterations"))
 
 

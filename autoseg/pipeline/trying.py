@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -38,7 +37,7 @@ def check_family(folder: str | Path, notify: Callable[[Event], None]) -> None:
     with tempfile.TemporaryDirectory(prefix="autoseg_") as place:
         trial = _Trial(folder, Path(place), notify)
         trial.generate()
-        if is_foreign(folder):
+        if trial.foreign:
             trial.train_foreign()
             return
         trial.network()
@@ -136,12 +135,10 @@ class _Trial:
 
     def _python(self, step: str, *words: str) -> str:
         """What a command in the bundle prints; a fault with its last line where it fails."""
-        paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
         try:
             found = subprocess.run(
                 [sys.executable, *words],
                 cwd=self.bundle,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

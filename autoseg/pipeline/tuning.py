@@ -93,7 +93,8 @@ def _check_folds(config: RunConfig) -> None:
 
 def _families(config: RunConfig) -> dict[str, Path]:
     """Template folders of the families that can be tuned; of foreign ones it is not known what they can be told."""
-    folders, ours = prepare.families(config), prepare.own_families(config)
+    folders = prepare.families(config)
+    ours = prepare.ours(folders)
     faults = Faults()
     for name in (name for name in folders if (config.algos or not ours) and name not in ours):
         faults.add("", "algos", f"{name} cannot be tuned: its template is written for MONAI's Auto3DSeg")
