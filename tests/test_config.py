@@ -261,6 +261,11 @@ def test_source_that_is_no_file(datalist: Path) -> None:
     assert "list" in faults([1, 2])[""]
 
 
+def test_refit_and_train_on_all_are_one_or_the_other(datalist: Path) -> None:
+    with pytest.raises(InputError, match="refit: trains on all cases beside the folds"):
+        load_config({"datalist": str(datalist), "train_on_all": True}, refit=1)
+
+
 def test_train_on_all_has_no_folds(datalist: Path) -> None:
     source = {"datalist": str(datalist), "train_on_all": True}
     assert load_config(source, num_fold=1).train_on_all

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from autoseg.bundles.marks import named_in
+from autoseg.bundles.marks import ARCHITECTURE, named_in
 from autoseg.bundles.preprocessing import preprocessing
 from autoseg.evaluation import nesting
 from autoseg.planning.plan import mirrored_outputs, mirrorings
@@ -33,6 +33,7 @@ def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) ->
         "dataset_dir": "$@bundle_root + '/images'",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         **referenced(settings, network),
+        **_searched(settings),
     }
     config["patch_file"] = "$@bundle_root + '/models/patch.json'"
     config["window_size"] = WINDOW_SIZE
@@ -66,6 +67,19 @@ def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) ->
     config["initialize"] = ["$monai.utils.set_determinism(0)"]
     config["run"] = ["$@evaluator.run()"]
     return config
+
+
+def _searched(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a family whose architecture is searched: what was found, if something was."""
+    if not settings.get("search"):
+        return {}
+    found = "json.loads(pathlib.Path(@architecture_file).read_text())"
+    return {
+        "architecture_file": "$@bundle_root + '/models/architecture.json'",
+        **{
+            key: f"${found}['{key}'] if os.path.exists(@architecture_file) else {settings[key]}" for key in ARCHITECTURE
+        },
+    }
 
 
 def sliding_window(settings: Mapping[str, Any], overlap: str, size: str = "@roi_size") -> dict[str, Any]:

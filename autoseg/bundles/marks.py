@@ -11,6 +11,7 @@ from autoseg.workspace import read_json, read_yaml
 
 FOREIGN = "foreign.json"
 TUNED = "tuned"  # ends the name of a family that a sweep made of another
+ARCHITECTURE = ("arch_code_a", "arch_code_c", "node_a")  # of DiNTS: what a search finds
 WEIGHTS = (".pt", ".pth", ".ckpt", ".ts")
 
 
@@ -57,6 +58,11 @@ def bundle_settings(bundle: Path) -> dict[str, Any]:
 def patch_file(bundle: Path) -> Path:
     """Says the `roi_size` that the weights beside it were trained with, where memory ran out for the planned one."""
     return bundle / "models" / "patch.json"
+
+
+def architecture_file(bundle: Path) -> Path:
+    """What a search found for the bundle, to be put over its hyper-parameters: those of `ARCHITECTURE`."""
+    return bundle / "models" / "architecture.json"
 
 
 def bundle_weights(bundle: Path) -> Path:

@@ -186,7 +186,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     **{"work_dir": text, "datalist": _path, "dataroot": text, "modality": text, "algos": _algos},
     **{"num_fold": integer(1), "class_names": _class_names, "templates_path_or_url": _local},
     "pretrained": _local,
-    **{"train_on_all": boolean, "patient_pattern": _pattern, "seed": integer(0)},
+    **{"train_on_all": boolean, "refit": integer(0), "patient_pattern": _pattern, "seed": integer(0)},
     **{"ensemble_method": _choice(*ENSEMBLE_METHODS), "n_best": integer(1), "ensemble_mode": _choice(*ENSEMBLE_MODES)},
     **{"normalization": _normalization, "mirror_pairs": _pairs},
     **dict.fromkeys(("check", "analyze", "algo_gen", "train", "ensemble", "not_use_cache", "allow_skip"), boolean),

@@ -66,6 +66,8 @@ def load_config(
     _check_modality(values, origins, faults)
     if values.get("train_on_all") and values.get("num_fold", 1) > 1:
         faults.add(origins["num_fold"], "num_fold", "training on all cases has no folds: leave it out")
+    if values.get("train_on_all") and values.get("refit"):
+        faults.add(origins["refit"], "refit", "trains on all cases beside the folds: give it or train_on_all")
     if values.get("hpo") and values.get("hpo_backend", "optuna") != "optuna":
         message = f"'{values['hpo_backend']}' is not there: sweeps are Optuna's, leave it out or give optuna"
         faults.add(origins["hpo_backend"], "hpo_backend", message)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autoseg.config.sweep import SweepConfig
+from autoseg.records import Datalist
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class RunConfig:
     sigmoid: bool | None = None  # every label, or region, by itself instead of the likeliest of all
     templates_path_or_url: str | None = None  # a folder of algorithm templates
     train_on_all: bool = False  # one network a family on every training case
+    refit: int = 0  # so many a family beside the folds, of different seeds: they join the ensemble
     patient_pattern: str | None = None  # regular expression on file names; its first group is the patient
     seed: int = 0
     ensemble_method: str = "AlgoEnsembleBestByFold"
@@ -55,6 +57,11 @@ class RunConfig:
     def said(self, family: str) -> dict[str, Any]:
         """The hyper-parameters that are set for a family: those of every one, and its own over them."""
         return {**self.settings, **self.family_settings.get(family, {})}
+
+    def folds(self, datalist: Datalist) -> list[int]:
+        """The folds that every family is trained for, and `refit` more, past those of the cases: all are trained on."""
+        past = 1 + max((case.fold or 0 for case in datalist.training), default=0)
+        return [*range(datalist.num_fold), *range(past, past + self.refit)]
 
     def says(self, key: str) -> bool:
         """Whether a hyper-parameter is set, to something, for any family."""

@@ -1,6 +1,7 @@
 """`python -m autoseg.engine preprocess BUNDLE METRICS`: fill the cache of preprocessed cases for a bundle's data.
 
 `python -m autoseg.engine measure BUNDLE OUTPUT`: how fast it trains and predicts here (a Speed), as JSON.
+`python -m autoseg.engine search BUNDLE [SECONDS]`: find its architecture (models/architecture.json).
 `python -m autoseg.engine train_foreign BUNDLE`: train and score one of a template written for MONAI's Auto3DSeg.
 """
 
@@ -26,6 +27,11 @@ def main(argv: list[str]) -> int:
         from autoseg.engine.rehearsal import measure
 
         write_json(output[0], measure(Path(root)))
+        return 0
+    if verb == "search":
+        from autoseg.engine.entry import find_architecture
+
+        find_architecture(Path(root), {"search_seconds": float(output[0])} if output else {})
         return 0
     if verb == "train_foreign":
         from autoseg.engine.foreign_training import train_foreign

@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
-from autoseg.bundles.marks import is_expression, named_in, patch_file
+from autoseg.bundles.marks import ARCHITECTURE, architecture_file, is_expression, named_in, patch_file
 from autoseg.bundles.preprocessing import image_item
 from autoseg.datalist import load_datalist, unreadable
 from autoseg.engine.checkpoints import load_checkpoint
@@ -32,7 +32,9 @@ def expressions(settings: Mapping[str, Any], path: Path) -> list[Fault]:
 
 
 class Bundle:
-    """A bundle folder and its `settings` (hyper_parameters.yaml, with models/patch.json and overrides on top)."""
+    """A bundle folder and its `settings`: hyper_parameters.yaml, with models/patch.json, overrides and the architecture
+    that a search found on top.
+    """
 
     def __init__(self, root: Path, settings: dict[str, Any]):
         self.root, self.settings = root, settings
@@ -55,6 +57,8 @@ class Bundle:
         if patch_file(root).is_file():
             settings["roi_size"] = read_keys(patch_file(root), "roi_size")[0]
         settings |= overrides or {}
+        if settings.get("search") and architecture_file(root).is_file():
+            settings |= dict(zip(ARCHITECTURE, read_keys(architecture_file(root), *ARCHITECTURE), strict=True))
         faults.extend(expressions(settings, path))
         faults.raise_if_any()
         settings["roi_size"] = planar(settings["roi_size"], settings["slice_axis"])

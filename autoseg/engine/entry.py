@@ -15,7 +15,7 @@ import torch
 from monai.data import MetaTensor
 
 from autoseg.bundles.inference import referenced
-from autoseg.bundles.marks import patch_file
+from autoseg.bundles.marks import architecture_file, patch_file
 from autoseg.bundles.writer import write_bundle
 from autoseg.config import parse_value
 from autoseg.datalist import case_id
@@ -24,6 +24,7 @@ from autoseg.engine.bundle import Bundle
 from autoseg.engine.classes import Classes
 from autoseg.engine.memory import used_memory
 from autoseg.engine.predictor import Predictor
+from autoseg.engine.search import search
 from autoseg.engine.trainer import Trainer
 from autoseg.errors import AutosegError
 from autoseg.evaluation import mean_dice, mean_dice_by_label, onto_grid_of
@@ -49,6 +50,9 @@ def train(root: Path, override: Mapping[str, Any]) -> None:
     def work() -> None:
         patch_file(root).unlink(missing_ok=True)  # an earlier training's; the checkpoint knows this one's
         bundle = _bundle(root, override)
+        if bundle.settings.get("search") and not architecture_file(root).is_file():
+            search(bundle)
+            bundle = _bundle(root, override)
         _keep_for_inference(bundle)
         trainer = Trainer(bundle)
         if bundle.settings["pretrained"]:
@@ -70,6 +74,11 @@ def train(root: Path, override: Mapping[str, Any]) -> None:
         score_validation(bundle, facts)
 
     _scripted(root, work)
+
+
+def find_architecture(root: Path, override: Mapping[str, Any]) -> None:
+    """Search for the architecture of the bundle at `root`, which its training then takes."""
+    _scripted(root, lambda: search(_bundle(root, override)))
 
 
 def validate(root: Path, override: Mapping[str, Any]) -> None:

@@ -24,17 +24,19 @@ def choose_members(
     """(members by `method`, [(name, reason)] of the entries that are fit for no ensemble).
 
     `AlgoEnsembleBestByFold` takes the best family of each fold, `AlgoEnsembleBestN` the `n_best` best of all,
-    `AlgoEnsembleAll` every one. An entry that was not chosen, though fit, is not among those left out. With
-    `unvalidated_ok`, entries trained without validation (done, no Dice at all) are members as well: nothing
-    ranks them, so by fold all of them are taken, and they come last among the best N.
+    `AlgoEnsembleAll` every one. An entry that was not chosen, though fit, is not among those left out. One trained
+    without validation (done, no Dice at all) ranks by the median Dice of its family's folds. Where those have none,
+    it is a member with `unvalidated_ok`: nothing ranks it, so by fold all of them are taken, and they come last among
+    the best N.
     """
     if method not in METHODS:
         raise InputError([Fault("", "ensemble_method", f"'{method}' is none{nearest(method, METHODS)}")])
     if n_best < 1:
         raise InputError([Fault("", "n_best", f"must be at least 1, not {n_best}")])
     fit, left_out = fit_members(entries, unvalidated_ok)
-    ranked = sorted((e for e in fit if math.isfinite(e.mean_dice)), key=lambda e: (-e.mean_dice, e.algo, e.fold))
-    unranked = [e for e in fit if not math.isfinite(e.mean_dice)]
+    standings = {entry.name: standing for entry in fit if math.isfinite(standing := _standing(entry, entries))}
+    ranked = sorted((e for e in fit if e.name in standings), key=lambda e: (-standings[e.name], e.algo, e.fold))
+    unranked = [e for e in fit if e.name not in standings]
     if method == ALL:
         chosen = fit
     elif method == BEST_N:
@@ -66,13 +68,19 @@ def _unfit(entry: LeaderboardEntry, entries: Sequence[LeaderboardEntry], unvalid
     if not entry.predicts:
         return "its InferClass could not predict the validation cases (its output.log says why)"
     if not math.isfinite(entry.mean_dice):
-        if unvalidated_ok and not entry.dice:
-            return ""
-        return "its mean Dice is not a number"
+        unvalidated = not entry.dice and (unvalidated_ok or math.isfinite(_standing(entry, entries)))
+        return "" if unvalidated else "its mean Dice is not a number"
     median = _siblings_median(entry, entries)
     if _has_collapsed(entry, median):
         return f"its training collapsed: mean Dice {entry.mean_dice:.3f}, the family's other folds have {median:.3f}"
     return ""
+
+
+def _standing(entry: LeaderboardEntry, entries: Sequence[LeaderboardEntry]) -> float:
+    """By which an entry is ranked: its mean Dice; without validation what its family has elsewhere, NaN for nothing."""
+    if entry.dice or math.isfinite(entry.mean_dice):
+        return entry.mean_dice
+    return _siblings_median(entry, entries) or math.nan
 
 
 def collapsed(entries: Sequence[LeaderboardEntry]) -> list[LeaderboardEntry]:

@@ -230,13 +230,15 @@ def _train(
     Leaderboard and ensemble.json are brought up to date whenever a training ends: from the first one on, a run that is
     cut off can predict.
     """
-    from autoseg.pipeline import collapse, pace, predicting, training
+    from autoseg.pipeline import collapse, pace, predicting, searching, training
 
     training.preprocess(session, bundles, datalist)
+    searching.search_architectures(session, bundles, datalist)
     training.forget_stale(session, training.training_jobs(session, bundles, datalist))
     planned = pace.pace(session, bundles, datalist)
     if planned.narrower:
         bundles = prepare.write_bundles(session, datalist, prepare.make_plans(session, datalist))
+        searching.search_architectures(session, bundles, datalist)
         planned = pace.pace(session, bundles, datalist)
 
     def so_far(results: dict[str, JobResult]) -> None:

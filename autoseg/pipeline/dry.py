@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autoseg.bundles.marks import family_and_fold, is_foreign_bundle
+from autoseg.bundles.marks import architecture_file, family_and_fold, is_foreign_bundle
 from autoseg.config import RunConfig
 from autoseg.ensemble.members import choose_members
 from autoseg.pipeline import prepare
@@ -23,8 +23,9 @@ from autoseg.pipeline.inputs import (
     setting_texts,
     several,
 )
-from autoseg.pipeline.pace import is_chosen, kept_choice, kept_width
+from autoseg.pipeline.pace import among, kept_choice, kept_width
 from autoseg.pipeline.predicting import prediction_jobs
+from autoseg.pipeline.searching import search_jobs
 from autoseg.pipeline.session import Notify, Session, shadow_session
 from autoseg.pipeline.standing import ANEW, KEPT, RUNS, Outlook, outlook
 from autoseg.pipeline.training import reseeded, training_jobs
@@ -68,8 +69,9 @@ def look_ahead(config: RunConfig, notify: Notify, *, only_training: bool = False
         found = DryRun(families=drafts.families, labels=drafts.datalist.scored)
         if config.train is False:
             return replace(found, notes=("train is false: nothing runs after the bundles are written",))
+        searches = _searches(session, drafts, real)
         trainings, notes = _trainings(session, drafts, real)
-        jobs = [*_preprocessing(drafts, real), *trainings]
+        jobs = [*_preprocessing(drafts, real), *searches, *trainings]
         if drafts.datalist.testing and not only_training and config.ensemble is not False:
             jobs += _predictions(replace(session, workspace=real), drafts.datalist, trainings, method)
     if config.not_use_cache:
@@ -105,7 +107,7 @@ def _draft(session: Session, real: Workspace) -> _Drafts:
         if not is_foreign(folders[name]):
             bundles += prepare.write_bundles(session, datalist, {name: plan})
             continue
-        for target in (real.bundle(name, fold) for fold in range(datalist.num_fold)):
+        for target in (real.bundle(name, fold) for fold in config.folds(datalist)):
             if stands(target, folders[name], shadow, datalist, plan):
                 bundles.append(target)
             else:
@@ -135,6 +137,17 @@ def _trainings(session: Session, drafts: _Drafts, real: Workspace) -> tuple[list
     return found, []
 
 
+def _searches(session: Session, drafts: _Drafts, real: Workspace) -> list[Outlook]:
+    """The fate of every search; what one has found that is kept is put into the draft: trainings are made from it."""
+    fates = []
+    for job in search_jobs(session, drafts.bundles, drafts.datalist):
+        draft, place = Path(job.cwd), real.root / Path(job.cwd).name
+        fates.append(outlook(replace(job, cwd=str(place)), real.job(job.id)))
+        if fates[-1].fate == KEPT and draft != place:
+            shutil.copyfile(architecture_file(place), architecture_file(draft))
+    return fates
+
+
 def _in_time(
     found: Sequence[Outlook], jobs: Sequence[Job], config: RunConfig, real: Workspace
 ) -> tuple[list[Outlook], list[str]]:
@@ -144,7 +157,8 @@ def _in_time(
     if choice is None:
         open_yet = "time_limit: which of these trainings are done is chosen when their speeds have been measured"
         return [row for row in found if row.id in ours], [open_yet]
-    chosen = [row for row in found if row.id in ours and is_chosen(choice, real.root / row.id)]
+    names = {bundle.name for bundle in among(choice, [real.root / name for name in ours])}
+    chosen = [row for row in found if row.id in names]
     return chosen, [f"time_limit: {len(chosen)} of {len(ours)} trainings, as an earlier call chose them"]
 
 

@@ -77,13 +77,14 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
     candidates = _candidates(session, ours, datalist, speeds)
     closing, members = _predictions(session, datalist, speeds, len(ours))
     room = Room(session.clock.left, len(session.training_slots(len(ours))), closing, max(members.values()))
-    choice = _chosen(session, training_jobs(session, ours, datalist, seeds={}), candidates, datalist.num_fold, room)
+    folds = len(session.config.folds(datalist))
+    choice = _chosen(session, training_jobs(session, ours, datalist, seeds={}), candidates, folds, room)
     few = 0 if choice is None else choice.steps[candidates[0].name]
     if choice is None or (few < NARROW_STEPS and _may_narrow(session)):
         _narrow(session, few)
         return Pace([], narrower=True)
-    chosen = [b for b in ours if is_chosen(choice, b)]
-    _tell(session, choice, datalist.num_fold)
+    chosen = among(choice, ours)
+    _tell(session, choice, folds)
     planned = {b.name: choice.seconds[_family(b)] for b in chosen if b.name in left}
     spent = seconds_spent({b.name: b / "metrics.jsonl" for b in chosen})
     end = time.time() + replace(room, seconds=session.clock.left).training(choice.folds)
@@ -273,9 +274,11 @@ def kept_choice(workspace: Workspace, jobs: Sequence[Job], config: RunConfig) ->
     return None
 
 
-def is_chosen(choice: Choice, bundle: Path) -> bool:
-    """Whether the bundle's family and fold are among what is trained."""
-    return _family(bundle) in choice.seconds and _fold(bundle) < choice.folds
+def among(choice: Choice, bundles: Sequence[Path]) -> list[Path]:
+    """The bundles that are trained: of every family chosen the first folds; one on all cases is the last."""
+    by_family = {name: [bundle for bundle in bundles if _family(bundle) == name] for name in choice.seconds}
+    taken = {bundle for folds in by_family.values() for bundle in sorted(folds, key=_fold)[: choice.folds]}
+    return [bundle for bundle in bundles if bundle in taken]
 
 
 def _key(jobs: Sequence[Job], config: RunConfig) -> str:
@@ -288,7 +291,13 @@ def _tell(session: Session, choice: Choice, folds: int) -> None:
     parts = [
         f"{name}: {_span(seconds)} a fold, about {choice.steps[name]} steps" for name, seconds in choice.seconds.items()
     ]
-    which = f"{choice.folds} of {folds} folds" if choice.folds < folds else f"{folds} fold{'s' if folds > 1 else ''}"
+    scored = folds - session.config.refit  # of which there is a validation
+    further = max(0, choice.folds - scored)
+    which = (
+        f"{choice.folds} of {scored} folds" if choice.folds < scored else f"{scored} fold{'s' if scored > 1 else ''}"
+    )
+    if session.config.refit:
+        which += f" and {further} of {session.config.refit} networks on all cases"
     before = f", {_span(session.clock.before)} of it spent before" if session.clock.before else ""
     facts = {"time_limit": session.clock.limit, "left": session.clock.left, "choice": to_plain(choice)}
     message = f"time limit {_span(session.clock.limit)}{before}: {which}; {'; '.join(parts)}"

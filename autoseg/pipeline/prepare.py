@@ -19,7 +19,7 @@ from autoseg.pipeline.inputs import Inputs, bundle_changes, bundle_parts, settin
 from autoseg.pipeline.session import Session
 from autoseg.pipeline.starting import refuse_bad_start, start_from_weights, start_reasons, try_weights
 from autoseg.planning import Machine, Plan, normalize_modes, read_statistics
-from autoseg.planning.budget import seconds_a_share
+from autoseg.planning.budget import plan_search, seconds_a_share
 from autoseg.planning.plan import pair_faults
 from autoseg.records import Datalist, Event, Slot
 from autoseg.workspace import Workspace, read_keys, read_yaml, write_json, write_yaml
@@ -27,7 +27,7 @@ from autoseg.workspace import Workspace, read_keys, read_yaml, write_json, write
 
 def read_datalist(config: RunConfig) -> Datalist:
     """The datalist as configured; every fault of it at once."""
-    return load_datalist(
+    datalist = load_datalist(
         config.datalist,
         config.dataroot,
         class_names=config.class_names,
@@ -36,6 +36,10 @@ def read_datalist(config: RunConfig) -> Datalist:
         patient_pattern=config.patient_pattern,
         num_fold=config.num_fold,
     )
+    if config.refit and datalist.validation:
+        message = "the datalist has a validation list: every network is trained on all training cases, leave it out"
+        raise InputError([Fault("", "refit", message)])
+    return datalist
 
 
 def refuse_bad_input(config: RunConfig) -> None:
@@ -185,7 +189,8 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
     own = ours(folders)
     start_from_weights(session, own)
     config, workspace = session.config, session.workspace
-    slots = session.slots(len(folders) * datalist.num_fold)
+    networks = len(config.folds(datalist))
+    slots = session.slots(len(folders) * networks)
     machine = machine_for(session, slots)
     found = found_statistics(workspace)
 
@@ -208,9 +213,10 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
             if config.time_limit:
                 plan.set("time_limit", config.time_limit, "of the whole run, as given")
             said = config.said(name)
-            shares = [other.share for other in kept.values()] * datalist.num_fold
+            shares = [other.share for other in kept.values()] * networks
             for key, value in budget(session, plan.share, shares, len(slots)).items():
                 plan.set(key, said.get(key, value), "set by the user" if key in said else "a share of the minutes")
+            plan_search(plan)
     written = {
         name: {
             "skip": left_out.get(name),
@@ -291,11 +297,13 @@ def write_bundles(session: Session, datalist: Datalist, plans: Mapping[str, Plan
         replace_tree(folders[name], home)
         foreign = is_foreign(home)
         remove = functools.partial(_remove_bundle, session, now={"settings": setting_texts(plan.settings)})
-        for fold in range(datalist.num_fold):
+        for number, fold in enumerate(session.config.folds(datalist)):
             if foreign:
                 bundles.append(write_foreign(name, fold, workspace, datalist, plan, remove))
-            else:
-                bundles.append(write_bundle(session, name, fold, plan))
+                continue
+            others = max(0, number - datalist.num_fold)  # of those on all cases, which their seeds tell apart
+            seeded = replace(plan, settings={**plan.settings, "seed": plan.settings["seed"] + others})
+            bundles.append(write_bundle(session, name, fold, seeded))
     shutil.rmtree(workspace.cache / "drafts", ignore_errors=True)
     return bundles
 
@@ -345,7 +353,7 @@ def standing_bundles(config: RunConfig, workspace: Workspace, datalist: Datalist
     planned = read_keys(workspace.plan_json, "families")[0] if workspace.plan_json.exists() else {}
     left_out = {name for name, plan in planned.items() if plan["skip"] and not config.algos}
     names = [name for name in families(config) if name not in left_out]
-    bundles = [workspace.bundle(name, fold) for name in names for fold in range(datalist.num_fold)]
+    bundles = [workspace.bundle(name, fold) for name in names for fold in config.folds(datalist)]
     for bundle in bundles:
         refuse_missing(bundle, "generate")
     return bundles

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from autoseg.bundles.marks import bundle_settings, family_and_fold, is_foreign_bundle
+from autoseg.bundles.marks import architecture_file, bundle_settings, family_and_fold, is_foreign_bundle
 from autoseg.config import RunConfig
 from autoseg.errors import NoResultError
 from autoseg.execution import Feed, LocalExecutor, Scheduler
@@ -117,6 +117,11 @@ def training_jobs(
             argv = (*argv, "--num_epochs", "None")  # the deadline alone ends it
         cases = {"training": case_digests(training), "validation": case_digests(validation)}
         inputs = made_from(**bundle_parts(bundle), **cases)
+        found = architecture_file(bundle)
+        if found.is_file():
+            inputs["architecture"] = {"found": found.read_text("utf-8")}
+        elif "search" in inputs["settings"]:
+            argv = (*argv, "--search", "False")
         other = others.get(bundle.name, {})
         if other.get("fingerprint") == fingerprint(inputs):
             argv = (*argv, "--seed", str(other["seed"]))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from autoseg.devices import makespan
+from autoseg.planning.plan import Plan
 from autoseg.records import Speed
 
 LEAST_STEPS = 40  # with fewer a network has learned nothing that could be called a result
@@ -19,6 +20,16 @@ MARGIN = 1.1  # of what is kept for predictions
 def seconds_a_share(seconds: float, shares: Sequence[float], slots: int) -> float:
     """What a job of share 1 may take so that jobs of these shares are all done within `seconds`."""
     return seconds / makespan(shares, slots)
+
+
+def plan_search(plan: Plan) -> None:
+    """Where an architecture is searched for within a training's seconds: it takes its share of them."""
+    settings = plan.settings
+    seconds = settings.get("max_seconds")
+    if settings.get("search") and seconds and not settings.get("search_seconds"):
+        own = round(float(settings["search_share"]) * float(seconds), 1)
+        plan.set("search_seconds", own, "its share of the training's seconds")
+        plan.set("max_seconds", round(float(seconds) - own, 1), plan.reasons["max_seconds"] + ", less the search's")
 
 
 def largest(fits: Callable[[float], bool], most: float) -> float:

@@ -161,15 +161,14 @@ def _plan_length(plan: Plan, stats: Statistics, machine: Machine, traits: Family
         epochs = int(min(1250, max(300, 80000 / max(1, stats.n_cases))))
         plan.set("num_epochs", epochs, f"80000 / {stats.n_cases} cases, within 300 and 1250")
         plan.set("learning_rate", traits.learning_rate_gpu, "AdamW, long schedule")
-        plan.set("ema_decay", 0.999, "averages about 1000 steps")
     else:
         epochs = max(2, math.ceil(CPU_ITERATIONS / steps_per_epoch))
         plan.set("num_epochs", epochs, f"about {CPU_ITERATIONS} steps: a fold trains in minutes on a CPU")
         plan.set("learning_rate", traits.learning_rate_cpu, "AdamW, short schedule")
-        plan.set("ema_decay", 0.99, "averages about 100 steps")
         seen = CPU_ITERATIONS * int(plan.settings["num_images_per_batch"]) / max(1, stats.n_cases)
         if seen > OFTEN and traits.spatial_dims == 3:
             plan.set("affine_prob", 0.5, f"each case is seen about {seen:.0f} times")
+    plan.set("ema_decay", 0.999, "averages a ninth of the steps, at most 1000")
     share = 0.33 if machine.kind == "cuda" else 0.66
     plan.set(
         "foreground_share", share, "nnU-Net's third" if machine.kind == "cuda" else "a short schedule must see labels"

@@ -15,6 +15,7 @@ from monai.bundle import ConfigWorkflow
 from autoseg.bundles import available_templates
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.predictor import Predictor
+from autoseg.engine.search import search
 from autoseg.engine.trainer import Trainer
 
 BundleOf = Callable[..., Path]
@@ -71,6 +72,12 @@ def test_it_predicts_as_the_engine(family: str, kind: str, bundle_of_family: Bun
 
 def test_it_mirrors_as_the_engine(bundle_of_family: BundleOf, odd_path: Path) -> None:
     compare(bundle_of_family("segresnet", "channels", num_iterations=40, mirror_axes_inference=[0, 1]), odd_path)
+
+
+def test_it_takes_the_architecture_that_was_found(bundle_of_family: BundleOf, odd_path: Path) -> None:
+    root = bundle_of_family("dints", "isotropic", num_iterations=40, search=True, search_iterations=3)
+    search(Bundle.load(root))
+    compare(root, odd_path)
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def test_fewer_than_n_are_all() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_failed_nan_and_collapsed_folds_are_left_out_with_a_word(method: str) -> None:
     bad = [
-        entry("c_0", math.nan),
+        LeaderboardEntry("c", 0, "done", math.nan, {"1": math.nan}),
         entry("c_1", 0.02),
         entry("c_2", 0.5),
         entry("c_3", 0.55),
@@ -88,6 +88,21 @@ def test_networks_without_validation_are_members_only_where_said() -> None:
         assert names(choose_members(blind, method, unvalidated_ok=True)[0]) == ["a_0", "b_0"]
     diverged = LeaderboardEntry("a", 0, "done", math.nan, {"1": math.nan})
     assert choose_members([diverged], unvalidated_ok=True)[0] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("AlgoEnsembleBestByFold", ["a_0", "b_1", "b_2", "b_3"]),
+        ("AlgoEnsembleBestN", ["b_1", "a_0", "b_2", "b_3"]),
+        ("AlgoEnsembleAll", ["a_0", "a_1", "b_0", "b_1", "b_2", "a_3", "b_3"]),
+    ],
+)
+def test_networks_of_all_cases_rank_by_what_their_family_has(method: str, expected: list[str]) -> None:
+    board = [*BOARD, entry("a_3", math.nan), entry("b_3", math.nan)]  # families' medians: 0.7 and 0.75
+    assert names(choose_members(board, method, n_best=4)[0]) == expected
+    failed = [*BOARD, entry("b_3", math.nan, "failed")]
+    assert choose_members(failed, "AlgoEnsembleAll")[1] == [("b_3", "its training is not done (failed)")]
 
 
 def test_bad_words_are_refused() -> None:

@@ -20,9 +20,12 @@ from monai.utils.enums import AlgoKeys
 from autoseg import AutoRunner
 from autoseg.config import RunConfig, load_config
 from autoseg.demo import make_demo_data
+from autoseg.engine.bundle import Bundle
 from autoseg.ensemble.members import collapsed
 from autoseg.errors import InputError, NoResultError
-from autoseg.pipeline import RunResult, check, evaluate, predict, run, status
+from autoseg.pipeline import RunResult, check, ensemble, evaluate, generate, predict, run, status
+from autoseg.pipeline.dry import look_ahead
+from autoseg.pipeline.standing import KEPT
 from autoseg.records import Event
 from autoseg.workspace import Workspace, read_json, write_json
 
@@ -291,6 +294,42 @@ def test_train_on_all_has_no_score_and_predicts(odd_path: Path) -> None:
     assert len(result.leaderboard) == 1
     assert math.isnan(result.leaderboard[0].mean_dice)
     assert result.evaluation is not None
+
+
+def test_refit_trains_on_all_cases_beside_the_folds(odd_path: Path) -> None:
+    datalist = make_demo_data(odd_path / "data", training=4, testing=1, shape=(24, 24, 20))
+    settings = {"num_iterations": 3, "roi_size": [16, 16, 16]}
+    config = configure(odd_path / "w", datalist, num_fold=2, refit=2, settings=settings)
+    result = run(config)
+    assert result.members == ("segresnet_0", "segresnet_1", "segresnet_2", "segresnet_3")
+    board = {entry.name: entry for entry in result.leaderboard}
+    assert math.isnan(board["segresnet_2"].mean_dice) and not board["segresnet_2"].dice
+    assert result.cross_validation["segresnet"]["n_cases"] == 4
+    alike = [Bundle.load(odd_path / "w" / f"segresnet_{fold}") for fold in (2, 3)]
+    assert [tuple(map(len, bundle.cases())) for bundle in alike] == [(4, 0), (4, 0)]
+    assert len({bundle.settings["seed"] for bundle in alike}) == 2
+    assert ensemble(config).members == result.members
+    jobs = {job.id: job.fate for job in look_ahead(config, print).jobs}
+    assert jobs.pop("predict") and set(jobs.values()) == {KEPT} and "segresnet_2" in jobs
+
+
+def test_refit_beside_one_of_several_folds(odd_path: Path) -> None:
+    datalist = make_demo_data(odd_path / "data", training=6, testing=1, shape=(24, 24, 20))
+    config = configure(odd_path / "w", datalist, num_fold=1, refit=1, settings={"roi_size": [16, 16, 16]})
+    bundles = [Bundle.load(path) for path in generate(config)]
+    assert [tuple(map(len, bundle.cases())) for bundle in bundles] == [(4, 2), (6, 0)]
+
+
+def test_refit_beside_a_validation_list_is_refused(odd_path: Path) -> None:
+    datalist = make_demo_data(odd_path / "data", training=4, testing=1, shape=(24, 24, 20))
+    plain = json.loads(datalist.read_text())
+    plain["validation"] = [plain["training"].pop()]
+    for case in plain["training"]:
+        case.pop("fold", None)
+    datalist.write_text(json.dumps(plain))
+    with pytest.raises(InputError, match="refit: the datalist has a validation list"):
+        run(configure(odd_path / "w", datalist, num_fold=None, refit=1))
+    assert not (odd_path / "w").exists()
 
 
 def test_bad_input_is_refused_at_once_and_touches_nothing(odd_path: Path) -> None:

@@ -1,0 +1,234 @@
+"""The search of DiNTS' architecture (He et al., CVPR 2021): weights on one half of the training cases, edges and
+operations on the other, in turn; then the likeliest architecture that memory allows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import set_track_meta
+
+from autoseg.bundles.marks import architecture_file
+from autoseg.devices import torch_device
+from autoseg.engine.bundle import Bundle
+from autoseg.engine.cache import ensure_cached, source_stamp
+from autoseg.engine.checkpoints import load_checkpoint, random_states, restore_random_states, save_checkpoint
+from autoseg.engine.patches import PatchDataset, patch_loader
+from autoseg.engine.precision import autocast_for, training_precision
+from autoseg.engine.recipe import build_loss, learning_rate
+from autoseg.engine.topology import Lattice, decode, described, picture
+from autoseg.errors import Fault, InputError
+from autoseg.workspace import append_line, atomic_file, patiently, write_json
+
+WEIGHTS_FIRST = 0.2  # of the budget, in which the weights alone learn
+TOPOLOGY = 0.001  # the weight of what asks that a block starts where the one before it ends (He et al.)
+KEPT_SECONDS = 60.0  # between two checkpoints
+LOG_SECONDS = 2.0
+HALF_SEED = 2_000_003  # added to the seed of the second half's patches
+logger = logging.getLogger(__name__)
+
+
+class ArchitectureSearch:
+    """Searches for one bundle, whose `configs/network.yaml` describes the space as `search_def`.
+
+    `run` writes models/architecture.json, which `Bundle.load` puts over the hyper-parameters, and a picture of it,
+    docs/architecture.svg. It goes on where models/search.pt stands, if that is of the same cases. Bounded by
+    `search_seconds` or `search_iterations`, whichever comes first.
+    """
+
+    def __init__(self, bundle: Bundle):
+        self.bundle, self.settings = bundle, bundle.settings
+        cases, _ = bundle.cases()
+        if len(cases) < 2:
+            raise InputError([Fault(str(bundle.root), "search", "takes two training cases, one for each half")])
+        self.device = torch_device()
+        torch.manual_seed(int(self.settings["seed"]))
+        self.network: Any = bundle.content("network.yaml", "search_def").to(self.device)
+        self.space = self.network.dints_space
+        self.space.device = self.device
+        self.choices = [self.space.log_alpha_a, self.space.log_alpha_c]
+        own = {id(parameter) for parameter in self.choices}
+        self.weights = [parameter for parameter in self.network.parameters() if id(parameter) not in own]
+        self.optimizer = torch.optim.AdamW(self.weights, float(self.settings["learning_rate"]))
+        self.chooser = torch.optim.Adam(self.choices, float(self.settings["search_rate"]), betas=(0.5, 0.999))
+        self.loss = build_loss(self.settings)
+        patch = [int(self.settings["input_channels"]), *self.settings["roi_size"]]
+        self.precision = training_precision(self.settings["precision"], self.device, self.network, patch)
+        order = np.random.default_rng(int(self.settings["seed"])).permutation(len(cases))
+        self.halves = [[cases[i] for i in sorted(order[half::2])] for half in (0, 1)]
+        self.data = [[[case.id, source_stamp(case)] for case in half] for half in self.halves]
+        self.memory, self.budget = self._memory()
+        self.step, self.seconds, self.used = 0, 0.0, math.nan
+        self.checkpoint = bundle.root / "models" / "search.pt"
+
+    def _memory(self) -> tuple[torch.Tensor, float]:
+        """(what each edge's output takes by operation [blocks, edges, operations], in voxels of the finest
+        resolution times channels; the most that all may take: a multiple of the fixed architecture).
+        """
+        space = self.space
+        size = [space.filter_nums[depth] / 8.0**depth for depth in range(space.num_depths)]
+        ends = [size[depth] for depth in space.arch_code2out]
+        memory = (1 + torch.as_tensor(space.ram_cost, dtype=torch.float32)) * torch.tensor(ends)[None, :, None]
+        edges = torch.tensor(self.settings["arch_code_a"], dtype=torch.int64)
+        kinds = torch.tensor(self.settings["arch_code_c"], dtype=torch.int64)
+        fixed = float((memory.gather(2, kinds[..., None])[..., 0] * edges).sum())
+        return memory.to(self.device), float(self.settings["search_memory"]) * fixed
+
+    @property
+    def share(self) -> float:
+        """Of the budget that is spent, 0 to 1."""
+        limits = self.settings["search_iterations"], self.settings["search_seconds"]
+        spent = [done / float(limit) for done, limit in zip((self.step, self._spent()), limits, strict=True) if limit]
+        return min(1.0, max(spent, default=1.0))
+
+    def _spent(self) -> float:
+        return self.seconds + time.monotonic() - self._resumed
+
+    def run(self) -> dict[str, Any]:
+        """Search, decode, write; returns what architecture.json holds."""
+        self._resumed = time.monotonic()
+        self._resume()
+        set_track_meta(False)
+        try:
+            self._loop()
+        finally:
+            set_track_meta(True)
+        found = self._found()
+        patiently(lambda: write_json(architecture_file(self.bundle.root), found), self.checkpoint)
+        drawing = picture(found["arch_code_a"], found["arch_code_c"], found["node_a"])
+        with atomic_file(self.bundle.root / "docs" / "architecture.svg") as file:
+            file.write(drawing)
+        self.checkpoint.unlink(missing_ok=True)
+        logger.info("architecture after %d steps: %s", self.step, described(found))
+        return found
+
+    def _loop(self) -> None:
+        first: Iterator[dict[str, torch.Tensor]] = self._batches(0)
+        second: Iterator[dict[str, torch.Tensor]] | None = None
+        kept = logged = time.monotonic()
+        while self.share < 1.0:
+            rate = learning_rate(self.settings, self.share, self.step, 0)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            loss = self._learn(next(first))
+            if self.share > WEIGHTS_FIRST:
+                second = second or self._batches(1)
+                self._choose(next(second))
+            self.step += 1
+            if time.monotonic() - logged > LOG_SECONDS or self.share >= 1.0:
+                logged = time.monotonic()
+                self._log(loss)
+            if time.monotonic() - kept > KEPT_SECONDS:
+                kept = time.monotonic()
+                self._keep()
+
+    def _batches(self, half: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches of a half of the cases, from the present step on."""
+        workers = torch.get_num_threads()
+        settings = {**self.settings, "seed": int(self.settings["seed"]) + HALF_SEED * half}
+        cached = ensure_cached(self.bundle, self.halves[half], workers)
+        dataset = PatchDataset(cached, settings, self.bundle.patch_transforms())
+        beside = 0 if self.device.type == "cpu" else max(1, workers - 1)
+        return iter(patch_loader(dataset, int(self.settings["num_images_per_batch"]), self.step, beside))
+
+    def _segment(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The loss of a batch in the architecture as it is mixed now."""
+        with autocast_for(self.precision, self.device):
+            outputs = self.network(batch["image"].to(self.device))
+        loss: torch.Tensor = self.loss(outputs, batch["label"].to(self.device))
+        return loss
+
+    def _learn(self, batch: dict[str, torch.Tensor]) -> float:
+        """A step of the weights; one without a finite gradient has no effect."""
+        self.network.train()
+        loss = self._segment(batch)
+        self._move(self.optimizer, self.weights, loss)
+        return float(loss.detach())
+
+    def _choose(self, batch: dict[str, torch.Tensor]) -> None:
+        """A step of edges and operations, which are drawn into the budget and, ever more strongly, to yes or no."""
+        ramp = (self.share - WEIGHTS_FIRST) / (1 - WEIGHTS_FIRST)
+        children, edges = self.space.get_prob_a(child=True)
+        kinds = self.space.log_alpha_c.softmax(-1)
+        undecided = _entropy(edges.clamp(0, 1)) + _entropy((1 - edges).clamp(0, 1)) + _entropy(kinds).sum(-1)
+        used = (edges[..., None] * kinds * self.memory).sum() / self.budget
+        self.used = float(used.detach())
+        loss = self._segment(batch) + torch.relu(used - 1)
+        loss = loss + ramp * (undecided.mean() + TOPOLOGY * self.space.get_topology_entropy(children))
+        self._move(self.chooser, self.choices, loss)
+
+    def _move(self, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], loss: torch.Tensor) -> None:
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        norm = torch.nn.utils.clip_grad_norm_(parameters, float(self.settings["gradient_clip"]))
+        if math.isfinite(float(norm)):
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def _found(self) -> dict[str, Any]:
+        """The architecture in MONAI's codes, and what it takes of the fixed one's memory."""
+        with torch.no_grad():
+            probabilities = self.space.log_alpha_a.sigmoid().double().cpu().numpy()
+            kinds = self.space.log_alpha_c.argmax(-1)
+            memory = self.memory.gather(2, kinds[..., None])[..., 0].double().cpu().numpy()
+        lattice = Lattice.of(self.space.num_blocks, self.space.num_depths)
+        edges = decode(lattice, probabilities, memory, self.budget)
+        fixed = self.budget / float(self.settings["search_memory"])
+        return {
+            "arch_code_a": edges.tolist(),
+            "arch_code_c": kinds.tolist(),
+            "node_a": lattice.nodes(edges).tolist(),
+            "memory": round(float((edges * memory).sum()) / fixed, 4),
+            "steps": self.step,
+            "seconds": round(self._spent(), 1),
+        }
+
+    def _log(self, loss: float) -> None:
+        """A line of search.jsonl, in the words of metrics.jsonl."""
+        line = {"step": self.step, "num_iterations": self.settings["search_iterations"], "loss": loss}
+        line |= {
+            "seconds": round(self._spent(), 2),
+            "max_seconds": self.settings["search_seconds"],
+            "memory": self.used,
+        }
+        text = json.dumps({key: None if value != value else value for key, value in line.items()})
+        path = self.bundle.root / "search.jsonl"
+        patiently(lambda: append_line(path, text), path)
+
+    def _keep(self) -> None:
+        state = {"data": self.data, "step": self.step, "seconds": self._spent(), "random": random_states()}
+        parts = {"network": self.network, "optimizer": self.optimizer, "chooser": self.chooser}
+        save_checkpoint(self.checkpoint, {**state, **{name: part.state_dict() for name, part in parts.items()}})
+
+    def _resume(self) -> None:
+        try:
+            state = load_checkpoint(self.checkpoint)
+            if state["data"] != self.data:
+                return
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.chooser.load_state_dict(state["chooser"])
+            restore_random_states(state["random"])
+            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            logger.info("the search goes on at step %d", self.step)
+        except FileNotFoundError:
+            return
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            logger.warning("the search begins anew: %s: %s", self.checkpoint.name, error)
+
+
+def _entropy(probabilities: torch.Tensor) -> torch.Tensor:
+    return -probabilities * torch.log(probabilities + 1e-5)
+
+
+def search(bundle: Bundle) -> dict[str, Any]:
+    """Find a bundle's architecture; see `ArchitectureSearch`."""
+    return ArchitectureSearch(bundle).run()
