@@ -206,7 +206,7 @@ def _as_held(held: Any, value: Any) -> Any:
     return [value] if isinstance(held, list) and isinstance(value, (int, float)) else value
 
 
-def _scripted(root: Path, work: Callable[[], None]) -> None:
+def _scripted(root: Path, work: Callable[[], object]) -> None:
     """Run `work` with logging to the screen and training.log; bad input ends in exit code 2, in one line each."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     handlers.append(logging.FileHandler(root / "training.log", encoding="utf-8"))

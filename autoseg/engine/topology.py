@@ -112,10 +112,10 @@ def picture(edges: Sequence[Sequence[int]], operations: Sequence[Sequence[int]],
             style = f'stroke="{COLOURS[kinds[edge]]}" stroke-width="3"' if used else 'stroke="#ececec"'
             lines.append((used, f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" {style}/>'))
     shapes = [line for _, line in sorted(lines, key=lambda line: line[0])]  # those in use on top
-    for column, row in ((c, r) for c in range(blocks + 1) for r in range(depths)):
-        x, y = place(column, row)
-        shapes.append(f'<circle cx="{x}" cy="{y}" r="8" fill="{"#333333" if nodes[column][row] else "#ececec"}"/>')
-    shapes += [f'<text x="14" y="{place(0, row)[1] + 5}">1/{2 ** (row + 1)}</text>' for row in range(depths)]
+    for column, depth in ((c, d) for c in range(blocks + 1) for d in range(depths)):
+        x, y = place(column, depth)
+        shapes.append(f'<circle cx="{x}" cy="{y}" r="8" fill="{"#333333" if nodes[column][depth] else "#ececec"}"/>')
+    shapes += [f'<text x="14" y="{place(0, depth)[1] + 5}">1/{2 ** (depth + 1)}</text>' for depth in range(depths)]
     for number, (name, colour) in enumerate(zip(OPERATIONS, COLOURS, strict=True)):
         x = 14 + 100 * number
         shapes.append(f'<text x="{x}" y="{height - 8}" fill="{colour}">{name}</text>')

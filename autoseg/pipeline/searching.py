@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from autoseg.bundles.marks import architecture_file, bundle_settings, is_foreign_bundle
-from autoseg.errors import one_line
 from autoseg.execution.results import is_done, read_result
 from autoseg.pipeline.inputs import bundle_parts, case_digests, fingerprint, made_from
 from autoseg.pipeline.session import Session
@@ -68,6 +67,6 @@ def search_architectures(session: Session, bundles: Sequence[Path], datalist: Da
     session.stage(f"search: the architecture of {len(left)} networks, on the halves of their training cases")
     for name, result in run_jobs(session, jobs, slots).items():
         if result.status != "done":
-            why = one_line(result.error or result.status)
+            why = (result.error or result.status).splitlines()[0]
             message = f"{name} found nothing, the fixed architecture is trained: {why}"
             session.notify(Event("warning", message))

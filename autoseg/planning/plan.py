@@ -165,6 +165,7 @@ def _plan_length(plan: Plan, stats: Statistics, machine: Machine, traits: Family
         epochs = max(2, math.ceil(CPU_ITERATIONS / steps_per_epoch))
         plan.set("num_epochs", epochs, f"about {CPU_ITERATIONS} steps: a fold trains in minutes on a CPU")
         plan.set("learning_rate", traits.learning_rate_cpu, "AdamW, short schedule")
+        plan.set("weight_decay", 0.05, "AdamW")
         seen = CPU_ITERATIONS * int(plan.settings["num_images_per_batch"]) / max(1, stats.n_cases)
         if seen > OFTEN and traits.spatial_dims == 3:
             plan.set("affine_prob", 0.5, f"each case is seen about {seen:.0f} times")
