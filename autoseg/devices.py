@@ -193,7 +193,7 @@ def torch_device() -> torch.device:
     import torch
 
     if torch.cuda.is_available():
-        return torch.device("cuda", 0)
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))  # of torchrun's processes, one a GPU
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if torch.backends.cuda.is_built() and re.match(r"\d|GPU-|MIG-", given):
         message = f"{NO_DEVICE}, where CUDA_VISIBLE_DEVICES names {given} (set it to '' for the CPU)"

@@ -4,7 +4,7 @@
     .venv/bin/python benchmarks/headneck.py report               # the tables of a run once more
     .venv/bin/python benchmarks/headneck.py together             # its families averaged, in cross-validation
 
-`--minutes` bounds the training stage; `--refit`: networks on all of the 24 training cases, beside those of the folds. The
+`--minutes` bounds the training stage; `--refit`: networks on all of the 24 training cases, beside those of folds. The
 cross-validation is over these cases, each predicted at its own geometry by the networks that did not train on it; the
 six testing cases are predicted by the ensemble. A case counts as exchanged where the predicted right parotid overlaps
 the left one of the reference more than the right one.

@@ -24,6 +24,7 @@ from autoseg.engine.bundle import Bundle
 from autoseg.engine.classes import Classes
 from autoseg.engine.memory import used_memory
 from autoseg.engine.predictor import Predictor
+from autoseg.engine.ranks import Ranks
 from autoseg.engine.search import search
 from autoseg.engine.trainer import Trainer
 from autoseg.errors import AutosegError
@@ -48,18 +49,20 @@ def train(root: Path, override: Mapping[str, Any]) -> None:
     """Train the bundle at `root`, then predict and score its validation fold at the original geometry."""
 
     def work() -> None:
-        patch_file(root).unlink(missing_ok=True)  # an earlier training's; the checkpoint knows this one's
-        bundle = _bundle(root, override)
-        if bundle.settings.get("search") and not architecture_file(root).is_file():
-            search(bundle)
-            bundle = _bundle(root, override)
-        _keep_for_inference(bundle)
+        ranks = Ranks.join(torch_device())
+        with ranks.first_alone():
+            bundle = _ready(root, override)
+        if not ranks.first:
+            logging.getLogger().setLevel(logging.WARNING)
         trainer = Trainer(bundle)
-        if bundle.settings["pretrained"]:
+        if bundle.settings["pretrained"] and ranks.first:
             logger.info("%s: %s", bundle.path("pretrained").name, trainer.transfer)
             trainer.transfer.write(root / "pretrained.json")
         until_first_step = time.time() - psutil.Process().create_time()
         progress = trainer.run()
+        ranks.part()
+        if not ranks.first:
+            return
         if progress.patch:
             write_json(patch_file(root), {"roi_size": progress.patch})
         facts = {
@@ -74,6 +77,17 @@ def train(root: Path, override: Mapping[str, Any]) -> None:
         score_validation(bundle, facts)
 
     _scripted(root, work)
+
+
+def _ready(root: Path, override: Mapping[str, Any]) -> Bundle:
+    """The bundle as it is to be trained: its architecture found, its files fit for inference."""
+    patch_file(root).unlink(missing_ok=True)  # an earlier training's; the checkpoint knows this one's
+    bundle = _bundle(root, override)
+    if bundle.settings.get("search") and not architecture_file(root).is_file():
+        search(bundle)
+        bundle = _bundle(root, override)
+    _keep_for_inference(bundle)
+    return bundle
 
 
 def find_architecture(root: Path, override: Mapping[str, Any]) -> None:

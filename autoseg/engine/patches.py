@@ -105,25 +105,35 @@ def cut(volume: npt.NDArray[Any], start: Sequence[int], size: Sequence[int]) -> 
 
 
 class CountingSampler(Sampler[int]):
-    """Indices from `start` on, for as long as they are asked for."""
+    """Indices of the batches from `step` on, for as long as they are asked for.
 
-    def __init__(self, start: int):
+    Of `world` processes, each takes `batch` of a step's batch * world indices, one after the other by `rank`.
+    """
+
+    def __init__(self, batch: int, step: int = 0, rank: int = 0, world: int = 1):
         super().__init__()
-        self.start = start
+        self.batch, self.step, self.rank, self.world = batch, step, rank, world
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, LONG))
+        for step in range(self.step, LONG // (self.batch * self.world)):
+            first = (step * self.world + self.rank) * self.batch
+            yield from range(first, first + self.batch)
 
     def __len__(self) -> int:
-        return LONG - self.start
+        return LONG // self.world - self.step * self.batch
 
 
-def patch_loader(dataset: PatchDataset, batch: int, step: int, workers: int) -> DataLoader[dict[str, torch.Tensor]]:
-    """Batches from optimiser step `step` on. Without workers patches are made between the steps, on the same cores."""
+def patch_loader(
+    dataset: PatchDataset, batch: int, step: int, workers: int, rank: int = 0, world: int = 1
+) -> DataLoader[dict[str, torch.Tensor]]:
+    """Batches from optimiser step `step` on, this process's part of them (see `CountingSampler`).
+
+    Without workers patches are made between the steps, on the same cores.
+    """
     return DataLoader(
         dataset,
         batch_size=batch,
-        sampler=CountingSampler(step * batch),
+        sampler=CountingSampler(batch, step, rank, world),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import time
@@ -21,23 +20,23 @@ from autoseg.engine.bundle import Bundle
 from autoseg.engine.cache import ensure_cached, source_stamp
 from autoseg.engine.checkpoints import (
     before,
-    forget_after,
     keep_before,
     load_checkpoint,
     random_states,
     restore_random_states,
     save_checkpoint,
 )
+from autoseg.engine.journal import Journal
 from autoseg.engine.memory import free_memory, out_of_memory
 from autoseg.engine.patches import PatchDataset, patch_loader
 from autoseg.engine.precision import autocast_for, compute_dtype, training_precision
 from autoseg.engine.progress import Progress
+from autoseg.engine.ranks import Ranks
 from autoseg.engine.recipe import build_average, build_loss, build_optimizer, group_rate, learning_rate, moved
 from autoseg.engine.transfer import begin
 from autoseg.engine.validation import validate_cached
 from autoseg.errors import Fault, InputError, one_line
-from autoseg.records import to_plain
-from autoseg.workspace import append_line, patiently, write_yaml
+from autoseg.workspace import patiently, write_yaml
 
 LOG_SECONDS = 2.0
 RETURN_SEED = 1_000_003  # added to the seed of the patches at each return
@@ -64,23 +63,27 @@ class Trainer:
     Where the loss is not finite or explodes it goes back to the last checkpoint, with half the learning rate and other
     patches, `MOST_RETURNS` times; then `run` raises AstrayError. The seconds spent stay spent.
 
+    Under torchrun every process trains on patches of its own, `num_images_per_batch` each (see `Ranks`); the first one
+    decides, validates and writes. Where memory runs out there, the training ends.
+
     Files: models/model.pt (best averaged weights, a flat state dict), models/model_final.pt (the last), models/
     checkpoint.pt (all that exact resumption needs; the one before is kept), metrics.jsonl, progress.yaml, tensorboard/.
     """
 
     def __init__(self, bundle: Bundle, hooks: tuple[Hook, ...] = ()):
         self.bundle, self.settings, self.hooks = bundle, bundle.settings, hooks
-        self.checkpoint, self.metrics = bundle.root / "models" / "checkpoint.pt", bundle.root / "metrics.jsonl"
-        self.device = torch_device()
+        self.checkpoint, self.device = bundle.root / "models" / "checkpoint.pt", torch_device()
+        self.ranks = Ranks.join(self.device)
+        self.journal = Journal(bundle.root, kept=self.ranks.first)
         self.progress, self.watch = Progress(), LossWatch()
         self.stop, self._complaint = False, ""
-        self._board: Any = None  # TensorBoard's, while it runs
         torch.manual_seed(int(self.settings["seed"]))
         self.network, self.transfer = begin(bundle)
         self.network = self.network.to(self.device)
         last = torch.channels_last if int(self.settings["spatial_dims"]) == 2 else torch.channels_last_3d
         self.layout = last if self.settings["channels_last"] else torch.contiguous_format
         self.network = self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
+        self._trained = self.ranks.wrap(self.network)
         torch.backends.cudnn.benchmark = True
         self.average = build_average(self.network, self.settings)
         self.optimizer = build_optimizer(self.network, self.settings, self.transfer.old)
@@ -91,10 +94,11 @@ class Trainer:
         training, validation = bundle.cases()
         self.data = [[[case.id, source_stamp(case)] for case in part] for part in (training, validation)]
         workers = torch.get_num_threads()
-        self.training = ensure_cached(bundle, training, workers)
-        self.validation = ensure_cached(bundle, [c for c in validation if c.label], workers)
+        with self.ranks.first_alone():
+            self.training = ensure_cached(bundle, training, workers)
+            self.validation = ensure_cached(bundle, [c for c in validation if c.label], workers)
         self.batch = int(self.settings["num_images_per_batch"])
-        self.steps_per_epoch = max(1, math.ceil(len(self.training) / self.batch))
+        self.steps_per_epoch = max(1, math.ceil(len(self.training) / (self.batch * self.ranks.world)))
         self.budget = Budget(self.settings, self.steps_per_epoch, [case.label.shape for case in self.validation])
         if self.budget.endless:
             field = "num_iterations, num_epochs, max_seconds"
@@ -123,7 +127,7 @@ class Trainer:
         self._resume()
         set_track_meta(False)
         try:
-            with self._writer() as self._board:
+            with self.journal.open(self.progress.step):
                 if self._complaint:
                     step = self.progress.step
                     self._warn(f"{self._complaint}: {f'back to step {step}' if step else 'trained anew'}")
@@ -132,7 +136,8 @@ class Trainer:
             set_track_meta(True)
         self.progress.seconds = self._seconds()
         self._save_weights("model_final.pt")
-        before(self.checkpoint).unlink(missing_ok=True)
+        if self.ranks.first:
+            before(self.checkpoint).unlink(missing_ok=True)
         if not self.validation:
             self._save_weights("model.pt")
         return self.progress
@@ -156,10 +161,13 @@ class Trainer:
         self._feed()
         warmup = int(float(self.settings["num_warmup_epochs"]) * self.steps_per_epoch)
         logged, losses = time.monotonic(), []
-        while (self.share < 1.0 or not self.progress.validations) and not self.stop:  # a late start, too, has an end
-            rate = learning_rate(self.settings, self.share, self.progress.step, warmup) * 0.5**self.progress.returns
+        while True:
+            share, stop = self.ranks.agreed(self.share, self.stop)
+            if stop or (share >= 1.0 and self.progress.validations):  # a late start, too, has an end
+                break
+            rate = learning_rate(self.settings, share, self.progress.step, warmup) * 0.5**self.progress.returns
             for group in self.optimizer.param_groups:
-                group["lr"] = rate * group_rate(self.settings, group, self.share)
+                group["lr"] = rate * group_rate(self.settings, group, share)
             try:
                 losses.append(self._step())
                 self.watch.see(self.progress.step + 1, losses[-1])
@@ -170,7 +178,7 @@ class Trainer:
             self.progress.step += 1
             for hook in self.hooks:
                 hook.on_step(self, losses[-1])
-            validate = self._validation_due()
+            (validate,) = self.ranks.agreed(self._validation_due())
             if not validate and time.monotonic() - logged < LOG_SECONDS:
                 continue
             self.progress.loss = sum(losses) / len(losses)
@@ -191,7 +199,7 @@ class Trainer:
         settings = {**self.settings, "seed": int(self.settings["seed"]) + RETURN_SEED * self.progress.returns}
         dataset = PatchDataset(self.training, settings, self.bundle.patch_transforms())
         self._batches: Iterator[dict[str, torch.Tensor]] = iter(
-            patch_loader(dataset, self.batch, self.progress.step, int(workers))
+            patch_loader(dataset, self.batch, self.progress.step, int(workers), self.ranks.rank, self.ranks.world)
         )
 
     def _begin(self) -> None:
@@ -211,7 +219,8 @@ class Trainer:
             raise error
         if not self._restore():
             self._begin()
-        forget_after(self.metrics, self.progress.step)
+        self.ranks.agreed(0.0)  # the checkpoint has been read by all
+        self.journal.forget_after(self.progress.step)
         self.progress.returns, self.progress.seconds, self._resumed = returns, seconds, time.monotonic()
         self.progress.parts, self.progress.patch = before.parts, before.patch
         self._feed()
@@ -226,7 +235,7 @@ class Trainer:
                 return work()
             except (MemoryError, RuntimeError) as error:
                 said = less(self.settings) if out_of_memory(error) else None
-                if said is None:
+                if said is None or self.ranks.world > 1:
                     raise
             free_memory()  # out of the handler, whose frames hold the tensors
             self._warn(f"memory ran out at step {self.progress.step + 1}: {said}")
@@ -246,7 +255,7 @@ class Trainer:
             image = images.to(self.device, non_blocking=True, memory_format=self.layout)
             label = labels.to(self.device, non_blocking=True)
             with self.autocast():
-                outputs = self.network(image)
+                outputs = self._trained(image)
             loss = self.loss(outputs, label) * (len(image) / len(batch["image"]))
             self.scaler.scale(loss).backward()
             total += float(loss.detach())
@@ -259,12 +268,12 @@ class Trainer:
             self.average.update_parameters(self.network)
         else:
             logger.warning("step %d has no effect: its gradient is not finite", self.progress.step + 1)
-        return total
+        return self.ranks.mean(total)
 
     def _warn(self, message: str) -> None:
         """Say what the run's user should know: in the log, and by metrics.jsonl where the run listens."""
         logger.warning("%s", message)
-        if self._board is not None:
+        if self.journal.is_open:
             self._log({"warning": message})
 
     def _validation_due(self) -> bool:
@@ -282,7 +291,7 @@ class Trainer:
         self.progress.validations += 1
         dice: dict[str, float] = {}
         mean = math.nan
-        if self.validation:
+        if self.validation and self.ranks.first:
             started = time.monotonic()
             dice, mean = self._with_less(self._scores, self.progress.take_smaller_patch)
             self.progress.validation_seconds += time.monotonic() - started
@@ -302,8 +311,9 @@ class Trainer:
                 "best_avg_dice_score_step": self.progress.best_step,
             }
         )
-        progress = self.bundle.root / "progress.yaml"
-        patiently(lambda: write_yaml(progress, self.progress.history, versioned=False), progress)
+        if self.ranks.first:
+            progress = self.bundle.root / "progress.yaml"
+            patiently(lambda: write_yaml(progress, self.progress.history, versioned=False), progress)
         if self.watch.calm:
             self._save_checkpoint()
         logger.info("step %d: loss %.4f, mean Dice %.4f", self.progress.step, self.progress.loss, mean)
@@ -313,7 +323,7 @@ class Trainer:
         return validate_cached(network, self.validation, self.settings, self.device, self.autocast)
 
     def _log(self, values: dict[str, Any]) -> None:
-        """A line of metrics.jsonl and TensorBoard scalars."""
+        """A line of metrics.jsonl and TensorBoard's scalars."""
         total = self.budget.total_seconds(self._seconds(), self.progress.seconds_a_validation)
         line = {
             "step": self.progress.step,
@@ -324,28 +334,17 @@ class Trainer:
             "loss": self.progress.loss,
             **values,
         }
-        patiently(lambda: append_line(self.metrics, json.dumps(to_plain(line))), self.metrics)
-        for key in ("loss", "learning_rate", "mean_dice"):
-            if key in line:
-                self._board.add_scalar(key, line[key], self.progress.step)
-        for label, value in line.get("dice", {}).items():
-            self._board.add_scalar(f"dice/{label}", value, self.progress.step)
-
-    @contextlib.contextmanager
-    def _writer(self) -> Iterator[Any]:
-        from torch.utils.tensorboard import SummaryWriter
-
-        writer = SummaryWriter(str(self.bundle.root / "tensorboard"), purge_step=self.progress.step)
-        try:
-            yield writer
-        finally:
-            writer.close()
+        self.journal.write(line)
 
     def _save_weights(self, name: str) -> None:
+        if not self.ranks.first:
+            return
         state = {key: value.detach().cpu().contiguous() for key, value in self.average.module.state_dict().items()}
         save_checkpoint(self.bundle.root / "models" / name, state)
 
     def _save_checkpoint(self) -> None:
+        if not self.ranks.first:
+            return
         progress = {**vars(self.progress), "seconds": self._seconds()}
         state = {
             "progress": progress,
@@ -362,9 +361,9 @@ class Trainer:
 
     def _resume(self) -> None:
         if not self._restore():
-            forget_after(self.metrics, -1)
+            self.journal.forget_after(-1)
             return
-        forget_after(self.metrics, self.progress.step)
+        self.journal.forget_after(self.progress.step)
         logger.info("resumed at step %d of %s", self.progress.step, self.budget.steps or "as many as time allows")
 
     def _restore(self) -> bool:

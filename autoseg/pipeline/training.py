@@ -107,6 +107,7 @@ def training_jobs(
     """One training a bundle, with the seed it was given after a collapse: as `seeds` says, or `reseeded`."""
     jobs = []
     others = reseeded(session.workspace) if seeds is None else seeds
+    gpus = gpus_a_job(session, len(bundles))
     for bundle, cost in zip(bundles, _costs(bundles, datalist), strict=True):
         training, validation = _split(bundle, datalist)
         argv: tuple[str, ...] = (sys.executable, str(bundle / "scripts" / "train.py"), "run")
@@ -126,6 +127,9 @@ def training_jobs(
         if other.get("fingerprint") == fingerprint(inputs):
             argv = (*argv, "--seed", str(other["seed"]))
             inputs["settings"]["seed"] = str(other["seed"])
+        spread = gpus if not is_foreign_bundle(bundle) else min(1, gpus)
+        if spread > 1:
+            argv = (*torchrun(spread), *argv[1:])
         jobs.append(
             Job(
                 id=bundle.name,
@@ -134,12 +138,25 @@ def training_jobs(
                 outputs=outputs,
                 inputs=inputs,
                 fingerprint=fingerprint(inputs),
-                resources=Resources(gpus=1 if session.devices.gpus else 0),
+                resources=Resources(gpus=spread),
                 cost=cost,
                 progress="metrics.jsonl",
             )
         )
     return jobs
+
+
+def gpus_a_job(session: Session, jobs: int) -> int:
+    """GPUs that each of so many trainings takes: several where there are more GPUs than trainings, 0 on a CPU."""
+    gpus = len(session.devices.gpus)
+    if not session.config.multigpu or session.config.max_parallel:
+        return min(1, gpus)
+    return max(min(1, gpus), gpus // max(1, jobs))
+
+
+def torchrun(processes: int) -> tuple[str, ...]:
+    """The start of a command line that runs a script in so many processes of this machine."""
+    return (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
 
 
 def forget_stale(session: Session, jobs: Sequence[Job]) -> None:

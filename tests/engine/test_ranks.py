@@ -1,0 +1,83 @@
+"""One training in two processes, by torchrun and gloo: what one process does with twice the batch."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from autoseg.engine.bundle import Bundle
+from autoseg.engine.patches import CountingSampler
+from autoseg.pipeline.training import torchrun
+from autoseg.workspace import read_json, read_yaml
+
+MakeBundle = Callable[..., Path]
+# of a Dice over the batch the mean of two halves is another number; cross-entropy is the mean of its halves'
+SAME = {"dice_share": 0.0, "num_iterations": 6, "ema_decay": 0.5}
+
+
+def start(root: Path, processes: int) -> subprocess.Popen[bytes]:
+    command = torchrun(processes) if processes > 1 else (sys.executable,)
+    with open(root / "output.log", "wb") as log:
+        return subprocess.Popen([*command, str(root / "scripts" / "train.py"), "run"], stdout=log, stderr=log)
+
+
+def train(root: Path, processes: int) -> dict[str, torch.Tensor]:
+    assert start(root, processes).wait() == 0, (root / "output.log").read_text()
+    weights: dict[str, torch.Tensor] = torch.load(root / "models" / "model_final.pt", weights_only=True)
+    return weights
+
+
+def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.allclose(a[key], b[key], rtol=1e-3, atol=1e-5) for key in a)
+
+
+def test_two_processes_train_what_one_does_with_twice_the_batch(make_bundle: MakeBundle) -> None:
+    one = make_bundle(name="one_0", num_images_per_batch=2, **SAME)
+    two = make_bundle(name="two_0", num_images_per_batch=1, **SAME)
+    other = make_bundle(name="other_0", num_images_per_batch=1, **SAME)
+    weights = train(two, 2)
+    assert close(train(one, 1), weights)
+    assert not close(train(other, 1), weights), "half the batch is another training"
+    steps = [json.loads(line)["step"] for line in (two / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)), "one process writes"
+    assert [entry["step"] for entry in read_yaml(two / "progress.yaml")] == steps
+    scores = [read_json(root / "scores.json") for root in (one, two)]
+    assert scores[0]["mean_dice"] == pytest.approx(scores[1]["mean_dice"], abs=0.02)
+    assert scores[1]["steps"] == 6
+    Bundle.load(two).trained_network()
+
+
+def test_a_killed_training_leaves_no_process_and_goes_on(make_bundle: MakeBundle) -> None:
+    whole = make_bundle(name="whole_0", num_images_per_batch=1, **{**SAME, "num_iterations": 40})
+    torn = make_bundle(name="torn_0", num_images_per_batch=1, **{**SAME, "num_iterations": 40})
+    process = start(torn, 2)
+    while not (torn / "models" / "checkpoint.pt").exists():
+        assert process.poll() is None, (torn / "output.log").read_text()
+        time.sleep(0.05)
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    assert len(ranks) >= 2
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(ranks, timeout=20)
+    assert not alive
+    assert close(train(torn, 2), train(whole, 2))
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_processes_share_a_steps_patches(step: int) -> None:
+    def first(sampler: CountingSampler, number: int) -> list[int]:
+        return [index for index, _ in zip(sampler, range(number), strict=False)]
+
+    whole = first(CountingSampler(4, step), 12)
+    assert whole == list(range(4 * step, 4 * step + 12))
+    parts = [first(CountingSampler(2, step, rank, 2), 6) for rank in (0, 1)]
+    assert sorted(parts[0] + parts[1]) == whole and parts[0][:2] == whole[:2]
