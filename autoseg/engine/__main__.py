@@ -2,7 +2,8 @@
 
 `python -m autoseg.engine measure BUNDLE OUTPUT`: how fast it trains and predicts here (a Speed), as JSON.
 `python -m autoseg.engine search BUNDLE [SECONDS]`: find its architecture (models/architecture.json).
-`python -m autoseg.engine train_foreign BUNDLE`: train and score one of a template written for MONAI's Auto3DSeg.
+`python -m autoseg.engine train_foreign BUNDLE [--deadline SECONDS]`: train and score one of a template written for
+MONAI's Auto3DSeg.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> int:
     if verb == "train_foreign":
         from autoseg.engine.foreign_training import train_foreign
 
-        return train_foreign(root)
+        return train_foreign(root, float(output[1]) if output[:1] == ["--deadline"] else None)
     bundle = Bundle.load(root)
     datalist = bundle.datalist()
     cases = [case for case in (*datalist.training, *datalist.validation) if case.label]

@@ -18,12 +18,20 @@ from autoseg.workspace import write_json
 logger = logging.getLogger(__name__)
 
 
-def train_foreign(root: str | Path) -> int:
-    """Train and score the bundle at `root`; returns the exit code of its train.py. Writes scores.json, validation/."""
+SCORING = 0.15  # of the time, for the validation fold
+LEAST_SCORING, GRACE = 5.0, 10.0  # seconds: at least for that; between SIGTERM and SIGKILL
+
+
+def train_foreign(root: str | Path, deadline: float | None = None) -> int:
+    """Train and score the bundle at `root`; returns the exit code of its train.py. Writes scores.json, validation/.
+
+    By `deadline` (seconds since the epoch) all must be over: a training that goes on for too long is ended, and what
+    it has saved by then is scored. One that is started again finds its folder as it left it.
+    """
     bundle = open_bundle(root)
     assert isinstance(bundle, ForeignBundle)
     started = time.monotonic()
-    code = subprocess.run(command(bundle), cwd=bundle.root, check=False).returncode
+    code = _run(command(bundle), bundle.root, deadline)
     if code:
         return code if code > 0 else 128 - code
     seconds = round(time.monotonic() - started, 1)
@@ -34,6 +42,22 @@ def train_foreign(root: str | Path) -> int:
         algo, _ = algo_from_json(str(bundle.root / "algo_object.json"))
         found = {"mean_dice": float(algo.get_score()), "dice": {}, "cases": [], "seconds": seconds, "predicts": False}
         write_json(bundle.root / "scores.json", found)
+    return 0
+
+
+def _run(argv: list[str], folder: Path, deadline: float | None) -> int:
+    """The exit code of a process; 0 where its time was over, and it was ended."""
+    with subprocess.Popen(argv, cwd=folder) as process:
+        left = None if deadline is None else deadline - time.time()
+        try:
+            return process.wait(left and max(0.0, left - max(LEAST_SCORING, SCORING * left)))
+        except subprocess.TimeoutExpired:
+            logger.warning("its time is over: the training is ended, and what it has saved counts")
+            process.terminate()
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
     return 0
 
 

@@ -23,7 +23,7 @@ from autoseg.pipeline.inputs import bundle_parts, case_digests, fingerprint, mad
 from autoseg.pipeline.session import Session
 from autoseg.pipeline.starting import names_weights
 from autoseg.pipeline.training import run_jobs, training_jobs
-from autoseg.planning.budget import CPU_SHARE, Candidate, Choice, Room, choose, least_seconds
+from autoseg.planning.budget import CPU_SHARE, UNKNOWN_STEPS, Candidate, Choice, Room, choose, least_seconds
 from autoseg.records import Case, Datalist, Event, Job, Resources, Slot, Speed, to_plain
 from autoseg.workspace import Workspace, read_json, read_keys, restored, write_json
 
@@ -33,6 +33,7 @@ NARROW, NARROW_STEPS = 0.5, 400
 WORTH_MEASURING = 100  # steps: shorter trainings are over before they are forecast
 PREDICTION_START = 8.0  # seconds: of the process that predicts
 SECONDS_A_SCORE = 0.3  # of one core: surface distances of a case
+FOREIGN_START, FOREIGN_CASE = 20.0, 2.0  # seconds of a foreign template's start, of a case: nobody has measured them
 SHARING_GAIN = 1.1  # times as many steps in the same time that trainings side by side on a GPU must make
 SHARING_LIMIT = 600.0  # seconds: in a shorter call, trying it out costs more than it gives
 
@@ -68,28 +69,51 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
         if left and len(ours) == len(bundles):
             _forecast(session, [job for job in jobs if job.id in left], datalist)
         return Pace(list(bundles))
-    if len(ours) < len(bundles):
-        names = ", ".join(sorted({_family(b) for b in bundles if b not in ours}))
-        session.notify(Event("warning", f"{names} left out: a foreign template cannot be told when to end"))
-    if not ours:
-        raise InputError([Fault("", "time_limit", "no family is left that could be told when to end")])
-    speeds = _measure(session, ours, datalist)
-    candidates = _candidates(session, ours, datalist, speeds)
-    closing, members = _predictions(session, datalist, speeds, len(ours))
-    room = Room(session.clock.left, len(session.training_slots(len(ours))), closing, max(members.values()))
+    trained = _that_end(session, bundles)
+    speeds = _measure(session, ours, datalist) if ours else {}
+    candidates = _candidates(session, ours, datalist, speeds) if ours else []
+    candidates += _unmeasured([bundle for bundle in trained if bundle not in ours], datalist)
+    closing, members = _predictions(session, datalist, {c.name: c.speed for c in candidates}, len(trained))
+    room = Room(session.clock.left, len(session.training_slots(len(trained))), closing, max(members.values()))
     folds = len(session.config.folds(datalist))
-    choice = _chosen(session, training_jobs(session, ours, datalist, seeds={}), candidates, folds, room)
+    choice = _chosen(session, training_jobs(session, trained, datalist, seeds={}), candidates, folds, room)
     few = 0 if choice is None else choice.steps[candidates[0].name]
     if choice is None or (few < NARROW_STEPS and _may_narrow(session)):
         _narrow(session, few)
         return Pace([], narrower=True)
-    chosen = among(choice, ours)
+    chosen = among(choice, trained)
     _tell(session, choice, folds)
     planned = {b.name: choice.seconds[_family(b)] for b in chosen if b.name in left}
     spent = seconds_spent({b.name: b / "metrics.jsonl" for b in chosen})
     end = time.time() + replace(room, seconds=session.clock.left).training(choice.folds)
     deadlines = Deadlines(planned, spent, len(session.training_slots(len(chosen))), end)
     return Pace(chosen, deadlines, closing, members)
+
+
+def _that_end(session: Session, bundles: Sequence[Path]) -> list[Path]:
+    """The bundles that may take part where time is limited; templates written for MONAI's Auto3DSeg by name only.
+
+    Nobody can tell those when to end: they are ended when their time is over, and what they have saved by then counts.
+    """
+    if session.config.algos is not None:
+        return list(bundles)
+    foreign = sorted({_family(bundle) for bundle in bundles if is_foreign_bundle(bundle)})
+    if foreign:
+        message = f"{', '.join(foreign)} left out: a foreign template is trained by name only where time is limited"
+        session.notify(Event("warning", message))
+    kept = [bundle for bundle in bundles if not is_foreign_bundle(bundle)]
+    if not kept:
+        raise InputError([Fault("", "time_limit", "no family is left: name foreign templates by algos")])
+    return kept
+
+
+def _unmeasured(bundles: Sequence[Path], datalist: Datalist) -> list[Candidate]:
+    """Foreign families: what a step takes them is not known, and predictions are counted as a guess."""
+    found = []
+    for name, bundle in _first(bundles).items():
+        cases = len([case for case in datalist.split(_fold(bundle))[1] if case.label])
+        found.append(Candidate(name, Speed(FOREIGN_START, 0.0, FOREIGN_CASE), 0, 0, cases))
+    return found
 
 
 def _may_narrow(session: Session) -> bool:
@@ -289,7 +313,7 @@ def _key(jobs: Sequence[Job], config: RunConfig) -> str:
 def _tell(session: Session, choice: Choice, folds: int) -> None:
     assert session.clock is not None
     parts = [
-        f"{name}: {_span(seconds)} a fold, about {choice.steps[name]} steps" for name, seconds in choice.seconds.items()
+        f"{name}: {_span(seconds)} a fold, {_steps(choice.steps[name])}" for name, seconds in choice.seconds.items()
     ]
     scored = folds - session.config.refit  # of which there is a validation
     further = max(0, choice.folds - scored)
@@ -304,6 +328,10 @@ def _tell(session: Session, choice: Choice, folds: int) -> None:
     session.notify(Event("forecast", message, facts))
     for name, reason in choice.left_out.items():
         session.notify(Event("forecast", f"{name} is not trained in this time: {reason}"))
+
+
+def _steps(number: int) -> str:
+    return "as many steps as it makes" if number >= UNKNOWN_STEPS else f"about {number} steps"
 
 
 def _forecast(session: Session, jobs: Sequence[Job], datalist: Datalist) -> None:

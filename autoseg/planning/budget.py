@@ -12,6 +12,7 @@ from autoseg.records import Speed
 LEAST_STEPS = 40  # with fewer a network has learned nothing that could be called a result
 FOLD_STEPS = 300  # that every fold must get before there is another one
 CPU_SHARE = 3.0  # times its planned steps, which are few on a CPU, that the first family gets before there is another
+UNKNOWN_STEPS = 10**9  # of a family that cannot be measured
 VALIDATIONS = 1.1  # times the steps' time: validations while training
 HALVINGS = 40  # of a span of time: far under a millisecond is left
 MARGIN = 1.1  # of what is kept for predictions
@@ -45,7 +46,8 @@ def largest(fits: Callable[[float], bool], most: float) -> float:
 class Candidate:
     """A family that could be trained: its speed on one slot, how many steps a fold is planned to take, its share.
 
-    `cases`: that a fold has to score in the end. `enough`: steps a fold after which another family gives more.
+    A `speed` of 0 s a step is of one that cannot be measured: it makes as many steps as are wanted. `cases`: that a
+    fold has to score in the end. `enough`: steps a fold after which another family gives more.
     """
 
     name: str
@@ -63,6 +65,8 @@ class Candidate:
     def steps_in(self, seconds: float) -> int:
         """Steps of a job that may take so long."""
         free = seconds - self.seconds(0)
+        if not self.speed.step:
+            return UNKNOWN_STEPS if free > 0 else 0
         return max(0, int(free / (VALIDATIONS * self.speed.step)))
 
 

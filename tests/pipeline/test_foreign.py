@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from autoseg.config import RunConfig, load_config
 from autoseg.datalist import load_datalist
 from autoseg.demo import make_demo_data
+from autoseg.engine import foreign_training
 from autoseg.engine.foreign import open_bundle
 from autoseg.engine.predictor import Predictor
 from autoseg.errors import InputError, NoResultError
@@ -199,3 +202,33 @@ def test_what_its_own_code_raises_is_said_with_its_file(tmp_path: Path) -> None:
     config = configure(tmp_path, datalist, ["tinynet"])
     with pytest.raises(InputError, match=r"algo\.py: export_to_disk: KeyError: 'no such key'"):
         generate(replace(config, templates_path_or_url=str(tmp_path / "templates")))
+
+
+def test_where_time_is_limited_it_is_ended_and_what_it_has_saved_counts(odd_path: Path) -> None:
+    datalist = make_demo_data(odd_path / "data", training=6, testing=1, shape=(28, 26, 20), labels=(1, 3))
+    endless = {"num_epochs": 1_000_000, "num_epochs_per_validation": 1}
+    config = replace(configure(odd_path, datalist, ["tinynet"], **endless), time_limit=75.0)
+    events: list[Event] = []
+    result = run(config, events.append)
+    assert result.seconds < 80.0
+    assert sorted(result.members) == ["tinynet_0", "tinynet_1"] and result.evaluation is not None
+    assert any("as many steps as it makes" in event.message for event in events if event.kind == "forecast")
+    log = (Path(config.work_dir) / "jobs" / "tinynet_0" / "output.log").read_text()
+    assert "its time is over" in log and "tinynet: epoch 2" in log
+
+
+def test_where_it_is_not_named_and_time_is_limited_it_is_left_out(odd_path: Path) -> None:
+    datalist = make_demo_data(odd_path / "data", training=6, testing=1, shape=(28, 26, 20), labels=(1, 3))
+    config = replace(configure(odd_path, datalist, ["tinynet"]), algos=None, time_limit=60.0)
+    with pytest.raises(InputError, match="name foreign templates by algos"):
+        run(config)
+
+
+def test_a_process_that_does_not_heed_its_time_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreign_training, "GRACE", 0.5)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(100)"
+    started = time.monotonic()
+    assert foreign_training._run([sys.executable, "-c", deaf], tmp_path, time.time() + 6.0) == 0
+    assert time.monotonic() - started < 30.0
+    assert foreign_training._run([sys.executable, "-c", "raise SystemExit(3)"], tmp_path, time.time() + 60.0) == 3
+    assert foreign_training._run([sys.executable, "-c", "raise SystemExit(3)"], tmp_path, None) == 3

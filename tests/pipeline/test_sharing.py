@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,13 @@ def test_deadlines_count_the_slots_that_are_left(make_session: MakeSession, monk
     monkeypatch.setattr(training, "training_jobs", lambda *_: [Job(f"a_{i}", ("x",), "/") for i in range(3)])
     training.train(session, [], DATA, deadlines)
     assert counts == [3, 2, 1]
+
+
+@pytest.mark.parametrize(("gpus", "jobs", "each"), [(0, 3, 0), (1, 3, 1), (4, 3, 1), (6, 3, 2), (8, 3, 2), (8, 1, 8)])
+def test_trainings_take_several_gpus_only_where_there_are_more_gpus(
+    make_session: MakeSession, gpus: int, jobs: int, each: int
+) -> None:
+    session = make_session(gpus)
+    assert training.gpus_a_job(session, jobs) == each
+    session.config = replace(session.config, multigpu=False)
+    assert training.gpus_a_job(session, jobs) == min(1, gpus)
