@@ -126,8 +126,9 @@ def _trainings(session: Session, drafts: _Drafts, real: Workspace) -> tuple[list
             edited = bundle_changes(place, bundle_parts(bundle))
         found.append(outlook(replace(job, cwd=str(place)), real.job(job.id), edited))
     if session.config.time_limit is not None:
-        ours = [bundle for bundle in drafts.bundles if _ours(bundle)]
-        return _in_time(found, training_jobs(session, ours, drafts.datalist, {}), session.config, real)
+        named = session.config.algos is not None  # then foreign templates take part as well
+        taking = [bundle for bundle in drafts.bundles if named or _ours(bundle)]
+        return _in_time(found, training_jobs(session, taking, drafts.datalist, {}), session.config, real)
     for place, plan in drafts.unwritten.items():
         training, validation = drafts.datalist.split(family_and_fold(place)[1])
         cases = {"training": case_digests(training), "validation": case_digests(validation)}
