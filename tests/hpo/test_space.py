@@ -181,6 +181,7 @@ def test_the_user_narrows_widens_adds_fixes_and_takes_out(tmp_path: Path) -> Non
     space = bound(file)
     differs = space.default_differs("segresnet")
     expected = {"lr_schedule": ("cosine", "constant"), "affine_rotation": (0.35, 0.3), "init_filters": (16, 8)}
+    expected["weight_decay"] = (0.05, 0.001)
     assert differs == {**expected, "learning_rate": (0.003, 0.001), "gradient_clip": (1.0, 5.0)}
     default = space.default("segresnet")
     assert "lr_schedule" not in default and "learning_rate" not in default and default["init_filters"] == 8

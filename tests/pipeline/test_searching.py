@@ -31,7 +31,8 @@ def configure(folder: Path, **changes: Any) -> RunConfig:
 
 
 def warnings(events: list[Event]) -> list[str]:
-    return [event.message for event in events if event.kind == "warning"]
+    told = [event.message for event in events if event.kind == "warning"]
+    return [message for message in told if "because it was asked for" not in message]  # DiNTS on a CPU
 
 
 def test_a_run_searches_trains_and_keeps_what_it_found(odd_path: Path) -> None:

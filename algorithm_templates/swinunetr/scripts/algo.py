@@ -34,6 +34,6 @@ class SwinunetrAlgo(TemplateAlgo):
             plan.skip = plan.skip or f"{shortest:.0f} voxels along an axis, where patches have {STRIDE} at least"
         plan.set("feature_size", *TRAITS.width(machine))
         plan.set("depths", [2, 2, 2, 2] if cuda else [1, 1, 1, 1], "as published" if cuda else "half: time")
-        plan.set("window_size", 7, "as published, and in encoders pretrained without labels")
+        plan.set("attention_window", 7, "as published, and in encoders pretrained without labels")
         plan.set("use_checkpoint", cuda, "activations are computed twice to fit the memory" if cuda else "time")
         return plan
