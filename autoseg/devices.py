@@ -170,6 +170,10 @@ def makespan(costs: Sequence[float], slots: int, busy: Sequence[float] = ()) -> 
     return max(ends)
 
 
+# by which torchrun's processes know one another: ours, if we are one of them, are not a job's
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
 def job_environment(slot_gpus: tuple[str, ...], cpus: int) -> dict[str, str]:
     """Environment of a job: exactly its GPUs, no more threads than its cores, and an allocator that keeps memory.
 

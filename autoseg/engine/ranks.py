@@ -36,6 +36,8 @@ class Ranks:
             return cls(device=device)
         if not dist.is_initialized():
             _end_with_parent()
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
             torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
         return cls(dist.get_rank(), world, device)

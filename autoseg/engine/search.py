@@ -24,7 +24,7 @@ from autoseg.engine.patches import PatchDataset, patch_loader
 from autoseg.engine.precision import autocast_for, training_precision
 from autoseg.engine.recipe import build_loss, learning_rate
 from autoseg.engine.topology import Lattice, decode, described, picture
-from autoseg.errors import Fault, InputError
+from autoseg.errors import Faults
 from autoseg.workspace import append_line, atomic_file, patiently, write_json
 
 WEIGHTS_FIRST = 0.2  # of the budget, in which the weights alone learn
@@ -46,8 +46,14 @@ class ArchitectureSearch:
     def __init__(self, bundle: Bundle):
         self.bundle, self.settings = bundle, bundle.settings
         cases, _ = bundle.cases()
+        faults = Faults()
         if len(cases) < 2:
-            raise InputError([Fault(str(bundle.root), "search", "takes two training cases, one for each half")])
+            faults.add(bundle.root, "search", "takes two training cases, one for each half")
+        if float(self.settings["search_memory"]) <= 0:
+            faults.add(bundle.root, "search_memory", "must be above 0")
+        if not (self.settings["search_iterations"] or self.settings["search_seconds"]):
+            faults.add(bundle.root, "search_iterations, search_seconds", "one of them must say how long to search")
+        faults.raise_if_any()
         self.device = torch_device()
         torch.manual_seed(int(self.settings["seed"]))
         self.network: Any = bundle.content("network.yaml", "search_def").to(self.device)
@@ -60,7 +66,10 @@ class ArchitectureSearch:
         self.chooser = torch.optim.Adam(self.choices, float(self.settings["search_rate"]), betas=(0.5, 0.999))
         self.loss = build_loss(self.settings)
         patch = [int(self.settings["input_channels"]), *self.settings["roi_size"]]
-        self.precision = training_precision(self.settings["precision"], self.device, self.network, patch)
+        # gradients are not scaled here: float16 would lose the small ones
+        planned = self.settings["precision"]
+        precision = "bfloat16" if planned == "float16" else planned
+        self.precision = training_precision(precision, self.device, self.network, patch)
         order = np.random.default_rng(int(self.settings["seed"])).permutation(len(cases))
         self.halves = [[cases[i] for i in sorted(order[half::2])] for half in (0, 1)]
         self.data = [[[case.id, source_stamp(case)] for case in half] for half in self.halves]

@@ -11,6 +11,7 @@ from monai.apps.auto3dseg import AlgoEnsemble
 from monai.auto3dseg import algo_from_json
 from monai.utils.enums import AlgoKeys
 
+from autoseg.ensemble.members import standing
 from autoseg.errors import Fault, InputError
 from autoseg.records import LeaderboardEntry
 
@@ -39,7 +40,7 @@ def choose_by(ensemble: AlgoEnsemble, work_dir: Path, entries: Sequence[Leaderbo
     InputError where it takes what is not among them.
     """
     by_name = {entry.name: entry for entry in entries}
-    ensemble.set_algos([_algo(work_dir / name, entry) for name, entry in by_name.items()])
+    ensemble.set_algos([_algo(work_dir / name, entry, standing(entry, entries)) for name, entry in by_name.items()])
     ensemble.collect_algos()
     names = [algo[AlgoKeys.ID] for algo in ensemble.get_algo_ensemble() if algo is not None]
     unknown = [name for name in names if name not in by_name]
@@ -48,12 +49,12 @@ def choose_by(ensemble: AlgoEnsemble, work_dir: Path, entries: Sequence[Leaderbo
     return [by_name[name] for name in dict.fromkeys(names)]
 
 
-def _algo(bundle: Path, entry: LeaderboardEntry) -> dict[AlgoKeys, Any]:
+def _algo(bundle: Path, entry: LeaderboardEntry, score: float) -> dict[AlgoKeys, Any]:
     algo, _ = algo_from_json(str(bundle / "algo_object.json"))
     return {
         AlgoKeys.ID: entry.name,
         AlgoKeys.ALGO: algo,
-        AlgoKeys.SCORE: entry.mean_dice,
+        AlgoKeys.SCORE: score,
         AlgoKeys.IS_TRAINED: True,
     }
 

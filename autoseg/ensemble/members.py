@@ -34,7 +34,8 @@ def choose_members(
     if n_best < 1:
         raise InputError([Fault("", "n_best", f"must be at least 1, not {n_best}")])
     fit, left_out = fit_members(entries, unvalidated_ok)
-    standings = {entry.name: standing for entry in fit if math.isfinite(standing := _standing(entry, entries))}
+    ranks = {entry.name: standing(entry, entries) for entry in fit}
+    standings = {name: rank for name, rank in ranks.items() if math.isfinite(rank)}
     ranked = sorted((e for e in fit if e.name in standings), key=lambda e: (-standings[e.name], e.algo, e.fold))
     unranked = [e for e in fit if e.name not in standings]
     if method == ALL:
@@ -68,7 +69,7 @@ def _unfit(entry: LeaderboardEntry, entries: Sequence[LeaderboardEntry], unvalid
     if not entry.predicts:
         return "its InferClass could not predict the validation cases (its output.log says why)"
     if not math.isfinite(entry.mean_dice):
-        unvalidated = not entry.dice and (unvalidated_ok or math.isfinite(_standing(entry, entries)))
+        unvalidated = not entry.dice and (unvalidated_ok or math.isfinite(standing(entry, entries)))
         return "" if unvalidated else "its mean Dice is not a number"
     median = _siblings_median(entry, entries)
     if _has_collapsed(entry, median):
@@ -76,7 +77,7 @@ def _unfit(entry: LeaderboardEntry, entries: Sequence[LeaderboardEntry], unvalid
     return ""
 
 
-def _standing(entry: LeaderboardEntry, entries: Sequence[LeaderboardEntry]) -> float:
+def standing(entry: LeaderboardEntry, entries: Sequence[LeaderboardEntry]) -> float:
     """By which an entry is ranked: its mean Dice; without validation what its family has elsewhere, NaN for nothing."""
     if entry.dice or math.isfinite(entry.mean_dice):
         return entry.mean_dice

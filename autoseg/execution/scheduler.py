@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoseg.devices import job_environment, lost_gpus
+from autoseg.devices import LAUNCHER, job_environment, lost_gpus
 from autoseg.errors import InputError
 from autoseg.execution.entry import Entry, jobs_event
 from autoseg.execution.executor import Executor
@@ -203,7 +203,8 @@ class Scheduler:
         entry.open_log()
         gpus = tuple(slot.gpu for slot in slots if slot.gpu is not None) if job.resources.gpus else ()
         cpus = sum(slot.cpus for slot in slots)
-        environment = {**os.environ, **job_environment(gpus, cpus), **job.env}
+        own = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
+        environment = {**own, **job_environment(gpus, cpus), **job.env}
         try:
             entry.handle = self.executor.start(job, environment, entry.log)
         except (OSError, ValueError) as error:

@@ -63,7 +63,9 @@ def search_architectures(session: Session, bundles: Sequence[Path], datalist: Da
             message = f"{names}: the time is too short to search, the fixed architecture is trained"
             session.notify(Event("warning", message))
             return
-        jobs = [replace(job, argv=(*job.argv, f"{seconds - LEAST_SECONDS / 3:.1f}")) for job in jobs]
+        said = bundle_settings(Path(left[0].cwd))["search_seconds"]
+        seconds = min(seconds - LEAST_SECONDS / 3, float(said or seconds))
+        jobs = [replace(job, argv=(*job.argv, f"{seconds:.1f}")) for job in jobs]
     session.stage(f"search: the architecture of {len(left)} networks, on the halves of their training cases")
     for name, result in run_jobs(session, jobs, slots).items():
         if result.status != "done":

@@ -224,7 +224,7 @@ class _Sweeping:
             split=split,
             folders=folders,
             plans=plans,
-            machine=prepare.machine_for(session, session.slots(all_of_them * datalist.num_fold)),
+            machine=prepare.machine_for(session, session.slots(all_of_them * len(config.folds(datalist)))),
             space=space.bound({name: plan.settings for name, plan in plans.items()}),
             objectives=read_objectives(asked.objective, split.scored),
             slots=slots,
@@ -323,7 +323,8 @@ class _Sweeping:
         """The bundle of a trial's training on a fold of the search, and its job."""
         home = self.feed.bundle(asked.number, fold)
         bundle = patiently(lambda: self._bundle(asked, fold, home), home)
-        (job,) = training.training_jobs(replace(self.session, clock=None), [bundle], self.split)
+        alone = replace(self.session, clock=None, config=replace(self.session.config, multigpu=False))  # a slot a trial
+        (job,) = training.training_jobs(alone, [bundle], self.split)
         inputs = {**job.inputs, "study": {"token": self.allowance.token}}
         name = f"trial_{asked.number:04d}_{fold}"
         return replace(job, id=name, inputs=inputs, fingerprint=fingerprint(inputs))

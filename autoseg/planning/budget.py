@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from autoseg.devices import makespan
+from autoseg.errors import Fault, InputError
 from autoseg.planning.plan import Plan
 from autoseg.records import Speed
 
@@ -28,7 +29,10 @@ def plan_search(plan: Plan) -> None:
     settings = plan.settings
     seconds = settings.get("max_seconds")
     if settings.get("search") and seconds and not settings.get("search_seconds"):
-        own = round(float(settings["search_share"]) * float(seconds), 1)
+        share = float(settings["search_share"])
+        if not 0 < share < 1:
+            raise InputError([Fault("", "search_share", f"{share:g} is no share between 0 and 1")])
+        own = round(share * float(seconds), 1)
         plan.set("search_seconds", own, "its share of the training's seconds")
         plan.set("max_seconds", round(float(seconds) - own, 1), plan.reasons["max_seconds"] + ", less the search's")
 

@@ -36,7 +36,7 @@ class DintsAlgo(TemplateAlgo):
         family = traits(machine)
         plan = plan_family(stats, machine, modes, family)
         if machine.kind != "cuda":
-            plan.spare = "on a CPU SegResNet learns more in the same time, and the two together are no better"
+            plan.spare = "without CUDA SegResNet learns more in the same time, and the two together are no better"
         depths, blocks = family.patch.levels - 1, 12 if machine.kind == "cuda" else 6
         width, reason = family.width(machine)
         plan.set("channel_mul", width / 100, reason)
