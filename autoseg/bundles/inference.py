@@ -17,10 +17,6 @@ from autoseg.planning.plan import mirrored_outputs, mirrorings
 # As the engine computes, for near a tie of classes anything else decides otherwise: in its precision (MONAI's `amp`
 # knows CUDA alone), and probabilities, not logits, are averaged over the windows.
 DTYPE = "$getattr(torch, 'bfloat16' if @precision == 'float16' and @device.type == 'cpu' else @precision)"
-# where memory ran out for the planned patch, what it was trained with stands beside the weights
-WINDOW_SIZE = (
-    "$json.loads(pathlib.Path(@patch_file).read_text())['roi_size'] if os.path.exists(@patch_file) else @roi_size"
-)
 AUTOCAST = "torch.autocast(@device.type, @dtype, enabled=@dtype is not torch.float32)"
 
 
@@ -36,7 +32,8 @@ def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) ->
         **_searched(settings),
     }
     config["patch_file"] = "$@bundle_root + '/models/patch.json'"
-    config["window_size"] = WINDOW_SIZE
+    # where memory ran out for the planned patch, that says what it was trained with
+    config["window_size"] = _if_there("patch_file", "roi_size", "@roi_size")
     config["network_def"] = copy.deepcopy(network["network_def"])
     config["dtype"] = DTYPE
     activate = "sigmoid()" if settings["regions"] else "softmax(1)"
@@ -73,13 +70,13 @@ def _searched(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Of a family whose architecture is searched: what was found, if something was."""
     if not settings.get("search"):
         return {}
-    found = "json.loads(pathlib.Path(@architecture_file).read_text())"
-    return {
-        "architecture_file": "$@bundle_root + '/models/architecture.json'",
-        **{
-            key: f"${found}['{key}'] if os.path.exists(@architecture_file) else {settings[key]}" for key in ARCHITECTURE
-        },
-    }
+    found = {key: _if_there("architecture_file", key, str(settings[key])) for key in ARCHITECTURE}
+    return {"architecture_file": "$@bundle_root + '/architecture.json'", **found}
+
+
+def _if_there(file: str, key: str, otherwise: str) -> str:
+    """What a JSON file of the bundle, given by the entry `file`, holds under `key`; without it, another expression."""
+    return f"$json.loads(pathlib.Path(@{file}).read_text())['{key}'] if os.path.exists(@{file}) else {otherwise}"
 
 
 def sliding_window(settings: Mapping[str, Any], overlap: str, size: str = "@roi_size") -> dict[str, Any]:

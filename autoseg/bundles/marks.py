@@ -62,7 +62,7 @@ def patch_file(bundle: Path) -> Path:
 
 def architecture_file(bundle: Path) -> Path:
     """What a search found for the bundle, to be put over its hyper-parameters: those of `ARCHITECTURE`."""
-    return bundle / "models" / "architecture.json"
+    return bundle / "architecture.json"  # not in models/, where the training's own files are
 
 
 def bundle_weights(bundle: Path) -> Path:

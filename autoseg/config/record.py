@@ -39,7 +39,7 @@ class RunConfig:
     ensemble: bool | None = None
     not_use_cache: bool = False
     allow_skip: bool = True  # leave out families that do not suit the data
-    multigpu: bool = True  # a training takes several GPUs where there are more than trainings
+    multigpu: bool = True  # a training takes several GPUs where there are twice as many, or more
     pretrained: str | None = None  # weights to start from: a state dict, a bundle (folder or zip), a work_dir
     settings: dict[str, Any] = field(default_factory=dict)  # hyper-parameters of every family
     family_settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # ... of one, by its name

@@ -1,7 +1,7 @@
 """`python -m autoseg.engine preprocess BUNDLE METRICS`: fill the cache of preprocessed cases for a bundle's data.
 
 `python -m autoseg.engine measure BUNDLE OUTPUT`: how fast it trains and predicts here (a Speed), as JSON.
-`python -m autoseg.engine search BUNDLE [SECONDS]`: find its architecture (models/architecture.json).
+`python -m autoseg.engine search BUNDLE [SECONDS]`: find its architecture (architecture.json).
 `python -m autoseg.engine train_foreign BUNDLE [--deadline SECONDS]`: train and score one of a template written for
 MONAI's Auto3DSeg.
 """

@@ -25,7 +25,7 @@ from autoseg.engine.classes import Classes
 from autoseg.engine.memory import used_memory
 from autoseg.engine.predictor import Predictor
 from autoseg.engine.ranks import Ranks
-from autoseg.engine.search import search
+from autoseg.engine.search import ArchitectureSearch
 from autoseg.engine.trainer import Trainer
 from autoseg.errors import AutosegError
 from autoseg.evaluation import mean_dice, mean_dice_by_label, onto_grid_of
@@ -84,7 +84,7 @@ def _ready(root: Path, override: Mapping[str, Any]) -> Bundle:
     patch_file(root).unlink(missing_ok=True)  # an earlier training's; the checkpoint knows this one's
     bundle = _bundle(root, override)
     if bundle.settings.get("search") and not architecture_file(root).is_file():
-        search(bundle)
+        ArchitectureSearch(bundle).run()
         bundle = _bundle(root, override)
     _keep_for_inference(bundle)
     return bundle
@@ -92,7 +92,7 @@ def _ready(root: Path, override: Mapping[str, Any]) -> Bundle:
 
 def find_architecture(root: Path, override: Mapping[str, Any]) -> None:
     """Search for the architecture of the bundle at `root`, which its training then takes."""
-    _scripted(root, lambda: search(_bundle(root, override)))
+    _scripted(root, lambda: ArchitectureSearch(_bundle(root, override)).run())
 
 
 def validate(root: Path, override: Mapping[str, Any]) -> None:

@@ -13,7 +13,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -80,7 +79,7 @@ class Ranks:
         if self.first:
             self.agreed(0.0)
 
-    def part(self) -> Any:
+    def part(self) -> None:
         """Leave the others."""
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()

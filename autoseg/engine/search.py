@@ -4,7 +4,6 @@ operations on the other, in turn; then the likeliest architecture that memory al
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -20,12 +19,13 @@ from autoseg.devices import torch_device
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.cache import ensure_cached, source_stamp
 from autoseg.engine.checkpoints import load_checkpoint, random_states, restore_random_states, save_checkpoint
+from autoseg.engine.journal import write_line
 from autoseg.engine.patches import PatchDataset, patch_loader
 from autoseg.engine.precision import autocast_for, training_precision
 from autoseg.engine.recipe import build_loss, learning_rate
-from autoseg.engine.topology import Lattice, decode, described, picture
 from autoseg.errors import Faults
-from autoseg.workspace import append_line, atomic_file, patiently, write_json
+from autoseg.planning.topology import Lattice, decode, described, picture
+from autoseg.workspace import atomic_file, patiently, write_json
 
 WEIGHTS_FIRST = 0.2  # of the budget, in which the weights alone learn
 TOPOLOGY = 0.001  # the weight of what asks that a block starts where the one before it ends (He et al.)
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 class ArchitectureSearch:
     """Searches for one bundle, whose `configs/network.yaml` describes the space as `search_def`.
 
-    `run` writes models/architecture.json, which `Bundle.load` puts over the hyper-parameters, and a picture of it,
+    `run` writes architecture.json, which `Bundle.load` puts over the hyper-parameters, and a picture of it,
     docs/architecture.svg. It goes on where models/search.pt stands, if that is of the same cases. Bounded by
     `search_seconds` or `search_iterations`, whichever comes first.
     """
@@ -208,9 +208,7 @@ class ArchitectureSearch:
             "max_seconds": self.settings["search_seconds"],
             "memory": self.used,
         }
-        text = json.dumps({key: None if value != value else value for key, value in line.items()})
-        path = self.bundle.root / "search.jsonl"
-        patiently(lambda: append_line(path, text), path)
+        write_line(self.bundle.root / "search.jsonl", line)
 
     def _keep(self) -> None:
         state = {"data": self.data, "step": self.step, "seconds": self._spent(), "random": random_states()}
@@ -236,8 +234,3 @@ class ArchitectureSearch:
 
 def _entropy(probabilities: torch.Tensor) -> torch.Tensor:
     return -probabilities * torch.log(probabilities + 1e-5)
-
-
-def search(bundle: Bundle) -> dict[str, Any]:
-    """Find a bundle's architecture; see `ArchitectureSearch`."""
-    return ArchitectureSearch(bundle).run()

@@ -36,7 +36,6 @@ from autoseg.engine.recipe import build_average, build_loss, build_optimizer, gr
 from autoseg.engine.transfer import begin
 from autoseg.engine.validation import validate_cached
 from autoseg.errors import Fault, InputError, one_line
-from autoseg.workspace import patiently, write_yaml
 
 LOG_SECONDS = 2.0
 RETURN_SEED = 1_000_003  # added to the seed of the patches at each return
@@ -311,9 +310,7 @@ class Trainer:
                 "best_avg_dice_score_step": self.progress.best_step,
             }
         )
-        if self.ranks.first:
-            progress = self.bundle.root / "progress.yaml"
-            patiently(lambda: write_yaml(progress, self.progress.history, versioned=False), progress)
+        self.journal.write_history(self.progress.history)
         if self.watch.calm:
             self._save_checkpoint()
         logger.info("step %d: loss %.4f, mean Dice %.4f", self.progress.step, self.progress.loss, mean)

@@ -35,9 +35,8 @@ def choose_members(
         raise InputError([Fault("", "n_best", f"must be at least 1, not {n_best}")])
     fit, left_out = fit_members(entries, unvalidated_ok)
     ranks = {entry.name: standing(entry, entries) for entry in fit}
-    standings = {name: rank for name, rank in ranks.items() if math.isfinite(rank)}
-    ranked = sorted((e for e in fit if e.name in standings), key=lambda e: (-standings[e.name], e.algo, e.fold))
-    unranked = [e for e in fit if e.name not in standings]
+    ranked = sorted((e for e in fit if math.isfinite(ranks[e.name])), key=lambda e: (-ranks[e.name], e.algo, e.fold))
+    unranked = [e for e in fit if not math.isfinite(ranks[e.name])]
     if method == ALL:
         chosen = fit
     elif method == BEST_N:

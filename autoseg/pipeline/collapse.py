@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from autoseg.bundles.marks import architecture_file, bundle_settings, is_foreign_bundle
+from autoseg.bundles.marks import bundle_settings, is_foreign_bundle
 from autoseg.ensemble.members import collapsed
 from autoseg.pipeline.session import Session
 from autoseg.pipeline.training import reseeded, training_jobs
 from autoseg.records import Datalist, Event, JobResult, LeaderboardEntry
-from autoseg.workspace import atomic_file, write_json
+from autoseg.workspace import write_json
 
 OTHER_SEED = 7919  # added to the seed
 MADE = ("models", "validation", "tensorboard", "scores.json", "metrics.jsonl", "progress.yaml")
@@ -48,14 +48,9 @@ def reseed_collapsed(
             session.notify(Event("warning", f"{entry.name} collapsed, and there is no time to train it anew"))
             continue
         seconds -= needed
-        found = architecture_file(bundle)
-        architecture = found.read_bytes() if found.is_file() else None  # of a search: not the training's
         for name in MADE:
             path = bundle / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        if architecture is not None:
-            with atomic_file(found, "wb") as file:
-                file.write(architecture)
         seed = int(bundle_settings(bundle)["seed"]) + OTHER_SEED
         known[entry.name] = {"seed": seed, "fingerprint": jobs[entry.name].fingerprint}
         write_json(session.workspace.reseeded_json, {"bundles": known})

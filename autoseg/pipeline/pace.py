@@ -69,7 +69,7 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
         if left and len(ours) == len(bundles):
             _forecast(session, [job for job in jobs if job.id in left], datalist)
         return Pace(list(bundles))
-    trained = _that_end(session, bundles)
+    trained = list(bundles) if session.config.algos is not None else _without_foreign(session, bundles, ours)
     speeds = _measure(session, ours, datalist) if ours else {}
     candidates = _candidates(session, ours, datalist, speeds) if ours else []
     candidates += _unmeasured([bundle for bundle in trained if bundle not in ours], datalist)
@@ -90,21 +90,18 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
     return Pace(chosen, deadlines, closing, members)
 
 
-def _that_end(session: Session, bundles: Sequence[Path]) -> list[Path]:
-    """The bundles that may take part where time is limited; templates written for MONAI's Auto3DSeg by name only.
+def _without_foreign(session: Session, bundles: Sequence[Path], ours: list[Path]) -> list[Path]:
+    """Our own bundles: templates written for MONAI's Auto3DSeg take part by name only where time is limited.
 
     Nobody can tell those when to end: they are ended when their time is over, and what they have saved by then counts.
     """
-    if session.config.algos is not None:
-        return list(bundles)
-    foreign = sorted({_family(bundle) for bundle in bundles if is_foreign_bundle(bundle)})
+    foreign = sorted({_family(bundle) for bundle in bundles if bundle not in ours})
     if foreign:
         message = f"{', '.join(foreign)} left out: a foreign template is trained by name only where time is limited"
         session.notify(Event("warning", message))
-    kept = [bundle for bundle in bundles if not is_foreign_bundle(bundle)]
-    if not kept:
+    if not ours:
         raise InputError([Fault("", "time_limit", "no family is left: name foreign templates by algos")])
-    return kept
+    return ours
 
 
 def _unmeasured(bundles: Sequence[Path], datalist: Datalist) -> list[Candidate]:

@@ -11,7 +11,7 @@ from autoseg.bundles.marks import architecture_file, bundle_settings, is_foreign
 from autoseg.execution.results import is_done, read_result
 from autoseg.pipeline.inputs import bundle_parts, case_digests, fingerprint, made_from
 from autoseg.pipeline.session import Session
-from autoseg.pipeline.training import run_jobs
+from autoseg.pipeline.training import run_jobs, split_of
 from autoseg.planning.budget import seconds_a_share
 from autoseg.records import Datalist, Event, Job, Resources
 
@@ -24,14 +24,14 @@ def search_jobs(session: Session, bundles: Sequence[Path], datalist: Datalist) -
     for bundle in bundles:
         if is_foreign_bundle(bundle) or not bundle_settings(bundle).get("search"):
             continue
-        training, _ = datalist.split(int(bundle_settings(bundle)["fold"]))
+        training, _ = split_of(bundle, datalist)
         inputs = made_from(**bundle_parts(bundle), training=case_digests(training))
         jobs.append(
             Job(
                 id=f"search_{bundle.name}",
                 argv=(sys.executable, "-m", "autoseg.engine", "search", str(bundle)),
                 cwd=str(bundle),
-                outputs=("models/architecture.json",),
+                outputs=(architecture_file(bundle).name,),
                 inputs=inputs,
                 fingerprint=fingerprint(inputs),
                 resources=Resources(gpus=1 if session.devices.gpus else 0),
@@ -56,15 +56,15 @@ def search_architectures(session: Session, bundles: Sequence[Path], datalist: Da
     session.refuse_without_gpus()
     slots = session.training_slots(len(left))
     if session.clock is not None:
-        share = float(bundle_settings(Path(left[0].cwd))["search_share"])
-        seconds = seconds_a_share(share * session.clock.left, [1.0] * len(left), len(slots))
+        settings = bundle_settings(Path(left[0].cwd))
+        given = float(settings["search_share"]) * session.clock.left
+        seconds = seconds_a_share(given, [1.0] * len(left), len(slots))
         if seconds < LEAST_SECONDS:
             names = ", ".join(Path(job.cwd).name for job in left)
             message = f"{names}: the time is too short to search, the fixed architecture is trained"
             session.notify(Event("warning", message))
             return
-        said = bundle_settings(Path(left[0].cwd))["search_seconds"]
-        seconds = min(seconds - LEAST_SECONDS / 3, float(said or seconds))
+        seconds = min(seconds - LEAST_SECONDS / 3, float(settings["search_seconds"] or seconds))
         jobs = [replace(job, argv=(*job.argv, f"{seconds:.1f}")) for job in jobs]
     session.stage(f"search: the architecture of {len(left)} networks, on the halves of their training cases")
     for name, result in run_jobs(session, jobs, slots).items():

@@ -109,7 +109,7 @@ def training_jobs(
     others = reseeded(session.workspace) if seeds is None else seeds
     gpus = gpus_a_job(session, len(bundles))
     for bundle, cost in zip(bundles, _costs(bundles, datalist), strict=True):
-        training, validation = _split(bundle, datalist)
+        training, validation = split_of(bundle, datalist)
         argv: tuple[str, ...] = (sys.executable, str(bundle / "scripts" / "train.py"), "run")
         outputs: tuple[str, ...] = ("models/model.pt", "progress.yaml", "scores.json")
         if is_foreign_bundle(bundle):
@@ -147,7 +147,7 @@ def training_jobs(
 
 
 def gpus_a_job(session: Session, jobs: int) -> int:
-    """GPUs that each of so many trainings takes: several where there are more GPUs than trainings, 0 on a CPU."""
+    """GPUs that each of so many trainings takes: several where there are twice as many GPUs, or more, 0 on a CPU."""
     gpus = len(session.devices.gpus)
     if not session.config.multigpu or session.config.max_parallel:
         return min(1, gpus)
@@ -175,7 +175,7 @@ def _steps_said(config: RunConfig, bundle: Path) -> bool:
     return bool(said.get("num_epochs") or said.get("num_iterations"))
 
 
-def _split(bundle: Path, datalist: Datalist) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+def split_of(bundle: Path, datalist: Datalist) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
     """(training, validation) cases of a bundle's fold."""
     return datalist.split(family_and_fold(bundle)[1])
 
@@ -185,7 +185,7 @@ def _costs(bundles: Sequence[Path], datalist: Datalist) -> list[float]:
 
     How long a foreign one takes is its own secret: it counts as ours do on average, alone by its number of cases.
     """
-    cases = {bundle: len(_split(bundle, datalist)[0]) for bundle in bundles}
+    cases = {bundle: len(split_of(bundle, datalist)[0]) for bundle in bundles}
     known = {b: _voxels(bundle_settings(b), n) for b, n in cases.items() if not is_foreign_bundle(b)}
     typical = fmean(known.values()) if known else None
     return [known.get(b, float(n) if typical is None else typical) for b, n in cases.items()]

@@ -15,7 +15,7 @@ from monai.bundle import ConfigWorkflow
 from autoseg.bundles import available_templates
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.predictor import Predictor
-from autoseg.engine.search import search
+from autoseg.engine.search import ArchitectureSearch
 from autoseg.engine.trainer import Trainer
 
 BundleOf = Callable[..., Path]
@@ -76,7 +76,7 @@ def test_it_mirrors_as_the_engine(bundle_of_family: BundleOf, odd_path: Path) ->
 
 def test_it_takes_the_architecture_that_was_found(bundle_of_family: BundleOf, odd_path: Path) -> None:
     root = bundle_of_family("dints", "isotropic", num_iterations=40, search=True, search_iterations=3)
-    search(Bundle.load(root))
+    ArchitectureSearch(Bundle.load(root)).run()
     compare(root, odd_path)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from autoseg.bundles import TemplateAlgo
 from autoseg.planning import FamilyTraits, Machine, PatchRule, Plan, Statistics, plan_family
+from autoseg.planning.topology import Lattice
 
 CONVOLUTION = 1  # of MONAI's cell operations: 0 skips, 1 is a 3x3x3 convolution
 
@@ -22,9 +23,9 @@ def lattice(blocks: int, depths: int) -> list[list[int]]:
 
     Every resolution is kept throughout; the first half of the blocks also passes features down, the second half up.
     """
-    edges = [(source, to) for to in range(depths) for source in (to - 1, to, to + 1) if 0 <= source < depths]
-    down = [int(source <= to) for source, to in edges]
-    up = [int(source >= to) for source, to in edges]
+    edges = Lattice.of(blocks, depths)
+    down = [int(start <= end) for start, end in zip(edges.starts, edges.ends, strict=True)]
+    up = [int(start >= end) for start, end in zip(edges.starts, edges.ends, strict=True)]
     return [down if block < blocks // 2 else up for block in range(blocks)]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from monai.networks.nets.dints import TopologySearch
 
-from autoseg.engine.topology import Lattice, decode, described, picture
+from autoseg.planning.topology import Lattice, decode, described, picture
 
 
 def space(seed: int, blocks: int = 4, depths: int = 3) -> TopologySearch:
