@@ -20,6 +20,7 @@ from autoseg.planning.patch import (
 )
 from autoseg.planning.statistics import Intensity, Machine, Statistics
 
+BY_USER = "set by the user"  # the reason of a value
 WIDE = 3.0  # times the deviation of a typical label: from there on a z-score hides soft tissue
 OFTEN = 50.0  # patches of one case in a short schedule: from there on they must differ more
 CPU_ITERATIONS = 1000  # about ten minutes of one core for a patch of 40x56x40 at 16 filters and batch 2
@@ -42,6 +43,7 @@ class FamilyTraits:
     spatial_dims: int = 3
     share: float = 1.0
     filters_multiple: int = 1
+    steps_cpu: int = CPU_ITERATIONS
 
     def filters(self, machine: Machine) -> int:
         usual = self.filters_gpu if machine.kind == "cuda" else self.filters_cpu
@@ -155,18 +157,18 @@ def _centre_and_scale(intensity: Intensity, wide: bool) -> tuple[float, float]:
 
 
 def _plan_length(plan: Plan, stats: Statistics, machine: Machine, traits: FamilyTraits) -> None:
-    """Epochs: 80000/n within 300 and 1250 on a GPU (Auto3DSeg); on a CPU CPU_ITERATIONS steps, in whole epochs."""
+    """Epochs: 80000/n within 300 and 1250 on a GPU (Auto3DSeg); on a CPU `steps_cpu` steps, in whole epochs."""
     steps_per_epoch = max(1, math.ceil(stats.n_cases / int(plan.settings["num_images_per_batch"])))
     if machine.kind == "cuda":
         epochs = int(min(1250, max(300, 80000 / max(1, stats.n_cases))))
         plan.set("num_epochs", epochs, f"80000 / {stats.n_cases} cases, within 300 and 1250")
         plan.set("learning_rate", traits.learning_rate_gpu, "AdamW, long schedule")
     else:
-        epochs = max(2, math.ceil(CPU_ITERATIONS / steps_per_epoch))
-        plan.set("num_epochs", epochs, f"about {CPU_ITERATIONS} steps: a fold trains in minutes on a CPU")
+        epochs = max(2, math.ceil(traits.steps_cpu / steps_per_epoch))
+        plan.set("num_epochs", epochs, f"about {traits.steps_cpu} steps: a fold trains in minutes on a CPU")
         plan.set("learning_rate", traits.learning_rate_cpu, "AdamW, short schedule")
         plan.set("weight_decay", 0.05, "AdamW")
-        seen = CPU_ITERATIONS * int(plan.settings["num_images_per_batch"]) / max(1, stats.n_cases)
+        seen = traits.steps_cpu * int(plan.settings["num_images_per_batch"]) / max(1, stats.n_cases)
         if seen > OFTEN and traits.spatial_dims == 3:
             plan.set("affine_prob", 0.5, f"each case is seen about {seen:.0f} times")
     plan.set("ema_decay", 0.999, "averages a ninth of the steps, at most 1000")

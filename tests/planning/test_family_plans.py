@@ -175,7 +175,7 @@ def test_channels_and_files_are_those_of_the_data(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "key", "width"),
     [
-        ("segresnet", "init_filters", 8),
+        ("segresnet", "init_filters", 4),
         (FLAT, "init_filters", 8),
         ("dints", "channel_mul", 0.25),
         ("swinunetr", "feature_size", 12),
