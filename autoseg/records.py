@@ -139,7 +139,9 @@ class Slot:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job asks for: whole GPUs (0 on a machine without), cores, bytes of memory (0: not said)."""
+    """What a job asks for: whole GPUs (0 on a machine without; where some are lost, those that are left are enough),
+    cores, bytes of memory (0: not said).
+    """
 
     gpus: int = 0
     cpus: int = 1

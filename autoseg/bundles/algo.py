@@ -21,7 +21,7 @@ from autoseg.errors import Fault, InputError
 from autoseg.evaluation import nesting
 from autoseg.planning import Machine, Plan, Statistics, normalize_modes, read_statistics
 from autoseg.planning.patch import planar
-from autoseg.planning.plan import plan_mirrored_windows, plan_mirroring
+from autoseg.planning.plan import BY_USER, plan_mirrored_windows, plan_mirroring
 from autoseg.records import Datalist
 from autoseg.workspace import read_json, read_yaml
 
@@ -65,7 +65,7 @@ class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
         plan.set("modality", modality, "as given")
         plan.set("seed", int(source.get("seed") or 0), "as given")
         for key, value in overrides.items():
-            plan.set(key, value, "set by the user")
+            plan.set(key, value, BY_USER)
         if "mirror_axes_inference" not in overrides:
             plan_mirrored_windows(plan)
         size = plan.settings["roi_size"]

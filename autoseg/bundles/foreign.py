@@ -22,6 +22,7 @@ from autoseg.bundles.writer import escape, relative
 from autoseg.datalist import plain_datalist
 from autoseg.errors import Fault, InputError
 from autoseg.planning import Plan, read_statistics
+from autoseg.planning.plan import BY_USER
 from autoseg.records import Datalist
 from autoseg.workspace import Workspace, read_json, read_yaml, write_json, write_yaml
 
@@ -36,7 +37,7 @@ def plan_foreign(
     skip, reason = _own_code(folder, "pre_check_skip_algo", algo.pre_check_skip_algo)
     plan = Plan(skip=(str(reason) or "its pre_check_skip_algo says so") if skip else None)
     for key, value in overrides.items():
-        plan.set(key, value, "set by the user")
+        plan.set(key, value, BY_USER)
     return plan
 
 

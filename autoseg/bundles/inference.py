@@ -29,7 +29,7 @@ def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) ->
         "dataset_dir": "$@bundle_root + '/images'",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         **referenced(settings, network),
-        **_searched(settings),
+        **searched(settings),
     }
     config["patch_file"] = "$@bundle_root + '/models/patch.json'"
     # where memory ran out for the planned patch, that says what it was trained with
@@ -66,8 +66,8 @@ def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) ->
     return config
 
 
-def _searched(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a family whose architecture is searched: what was found, if something was."""
+def searched(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of a configuration of a family whose architecture is searched: what was found, if something was."""
     if not settings.get("search"):
         return {}
     found = {key: _if_there("architecture_file", key, str(settings[key])) for key in ARCHITECTURE}

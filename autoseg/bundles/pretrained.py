@@ -16,6 +16,7 @@ from typing import IO, Any
 import yaml
 
 from autoseg.bundles.marks import (
+    ARCHITECTURE,
     base_family,
     bundle_weights,
     family_and_fold,
@@ -29,6 +30,8 @@ from autoseg.workspace import BUNDLE, atomic_file, is_full, parse_yaml, patientl
 FIELD = "pretrained"
 STATES = (".pt", ".pth", ".ckpt", ".bin")
 WEIGHTS, SETTINGS, NETWORK = "models/model.pt", "configs/hyper_parameters.yaml", "configs/network.yaml"
+FOUND = "architecture.json"  # by a search, over the settings
+READ = (SETTINGS, NETWORK, FOUND)
 DATA = ("input_channels", "output_classes")  # a network's settings that follow from the data, not from the weights
 UNZIPPED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)  # damaged, encrypted, odd
 
@@ -124,7 +127,7 @@ def _zipped(path: Path, family: str) -> Weights | None:
         own = []
         for name in alike:
             root = name.removesuffix(WEIGHTS)
-            read = {part: archive.read(root + part) for part in (SETTINGS, NETWORK) if root + part in names}
+            read = {part: archive.read(root + part) for part in READ if root + part in names}
             own.append(_described(Weights(path, name), read, family))
     mine = [weights for weights in own if weights is not None]
     if len(mine) > 1:
@@ -140,18 +143,21 @@ def _beside(path: Path, family: str) -> Weights | None:
 
 def _in_bundle(bundle: Path, family: str) -> Weights | None:
     with _readable(bundle):
-        read = {name: (bundle / name).read_bytes() for name in (SETTINGS, NETWORK) if (bundle / name).is_file()}
+        read = {name: (bundle / name).read_bytes() for name in READ if (bundle / name).is_file()}
     return _described(Weights(bundle / WEIGHTS), read, family)
 
 
 def _described(weights: Weights, read: dict[str, bytes], family: str) -> Weights | None:
     """With the network's settings, where the bundle is one of ours; None where it is one of another family."""
-    if len(read) < 2:
+    if SETTINGS not in read or NETWORK not in read:
         return weights
     try:
         settings, network = (parse_yaml(read[name].decode("utf-8")) for name in (SETTINGS, NETWORK))
+        if isinstance(settings, dict) and settings.get("search") and FOUND in read:
+            found = json.loads(read[FOUND].decode("utf-8"))
+            settings |= {key: found[key] for key in ARCHITECTURE}
         wanted = named_in(json.dumps(network), settings) if isinstance(settings, dict) else {}
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, LookupError) as error:
         raise _fault(weights.path, f"its bundle cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict) or "name" not in settings:
         return weights

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from autoseg.bundles.inference import sliding_window
+from autoseg.bundles.inference import searched, sliding_window
 from autoseg.bundles.preprocessing import preprocessing
 
 ELSEWHERE = ("name", "fold", "bundle_root", "dataroot", "num_epochs")  # given by other names, or not to be turned
@@ -16,7 +16,14 @@ def train_config(settings: Mapping[str, Any], network: Mapping[str, Any]) -> dic
     """`train.yaml`: every hyper-parameter that is overridden here reaches the trainer, as `train#trainer#max_epochs`
     and `dataset_dir` do. The datasets are of whole preprocessed cases; the trainer cuts and augments its patches.
     """
-    config: dict[str, Any] = {"dataset_dir": settings["dataroot"], **settings, **copy.deepcopy(dict(network))}
+    found = searched(settings)
+    config: dict[str, Any] = {
+        **({"imports": [f"$import {name}" for name in ("json", "os", "pathlib")]} if found else {}),
+        "dataset_dir": settings["dataroot"],
+        **settings,
+        **found,
+        **copy.deepcopy(dict(network)),
+    }
     config["device"] = "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')"
     config["network"] = "$@network_def.to(@device)"
     cases = {"_target_": "autoseg.engine.entry.fold_cases", "bundle_root": "@bundle_root", "dataroot": "@dataset_dir"}

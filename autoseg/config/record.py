@@ -58,10 +58,13 @@ class RunConfig:
         """The hyper-parameters that are set for a family: those of every one, and its own over them."""
         return {**self.settings, **self.family_settings.get(family, {})}
 
-    def folds(self, datalist: Datalist) -> list[int]:
-        """The folds that every family is trained for, and `refit` more, past those of the cases: all are trained on."""
+    def folds(self, datalist: Datalist, foreign: bool = False) -> list[int]:
+        """The folds that a family is trained for, and `refit` more, past those of the cases: all are trained on.
+
+        A `foreign` family, of a template written for MONAI's Auto3DSeg, must have cases to validate on.
+        """
         past = 1 + max((case.fold or 0 for case in datalist.training), default=0)
-        return [*range(datalist.num_fold), *range(past, past + self.refit)]
+        return [*range(datalist.num_fold), *range(past, past + self.refit * (not foreign))]
 
     def says(self, key: str) -> bool:
         """Whether a hyper-parameter is set, to something, for any family."""

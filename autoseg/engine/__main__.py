@@ -4,6 +4,7 @@
 `python -m autoseg.engine search BUNDLE [SECONDS]`: find its architecture (architecture.json).
 `python -m autoseg.engine train_foreign BUNDLE [--deadline SECONDS]`: train and score one of a template written for
 MONAI's Auto3DSeg.
+`python -m autoseg.engine torchrun PROCESSES SCRIPT ...`: a bundle's script in several processes, see `ranks.launch`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ def main(argv: list[str]) -> int:
     """Preprocess every labelled case, one process a core; progress goes to METRICS, a metrics.jsonl."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     verb, root, *output = argv
+    if verb == "torchrun":
+        from autoseg.engine.ranks import launch
+
+        return launch(root, output)
     if verb == "measure":
         from autoseg.engine.rehearsal import measure
 

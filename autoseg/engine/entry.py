@@ -24,7 +24,7 @@ from autoseg.engine.bundle import Bundle
 from autoseg.engine.classes import Classes
 from autoseg.engine.memory import used_memory
 from autoseg.engine.predictor import Predictor
-from autoseg.engine.ranks import Ranks
+from autoseg.engine.ranks import Ranks, is_left_alone
 from autoseg.engine.search import ArchitectureSearch
 from autoseg.engine.trainer import Trainer
 from autoseg.errors import AutosegError
@@ -91,8 +91,15 @@ def _ready(root: Path, override: Mapping[str, Any]) -> Bundle:
 
 
 def find_architecture(root: Path, override: Mapping[str, Any]) -> None:
-    """Search for the architecture of the bundle at `root`, which its training then takes."""
-    _scripted(root, lambda: ArchitectureSearch(_bundle(root, override)).run())
+    """Search for the architecture of the bundle at `root`, which its training then takes; one that is there stays."""
+
+    def work() -> None:
+        if architecture_file(root).is_file():
+            logger.info("%s is there: nothing is searched", architecture_file(root).name)
+        else:
+            ArchitectureSearch(_bundle(root, override)).run()
+
+    _scripted(root, work)
 
 
 def validate(root: Path, override: Mapping[str, Any]) -> None:
@@ -231,6 +238,8 @@ def _scripted(root: Path, work: Callable[[], object]) -> None:
     except AutosegError as error:
         logger.error("%s", error)
         raise SystemExit(error.exit_code) from None
-    except Exception:
+    except Exception as error:
+        if is_left_alone(error):
+            raise SystemExit(1) from None
         logger.exception("failed")
         raise

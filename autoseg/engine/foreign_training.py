@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 SCORING = 0.15  # of the time, for the validation fold
 LEAST_SCORING, GRACE = 5.0, 10.0  # seconds: at least for that; between SIGTERM and SIGKILL
+SIGN_SECONDS = 20.0  # between two signs of life for one that says nothing, and is ended in time anyway
 
 
 def train_foreign(root: str | Path, deadline: float | None = None) -> int:
@@ -48,12 +49,20 @@ def train_foreign(root: str | Path, deadline: float | None = None) -> int:
 def _run(argv: list[str], folder: Path, deadline: float | None) -> int:
     """The exit code of a process; 0 where its time was over, and it was ended."""
     with subprocess.Popen(argv, cwd=folder) as process:
-        left = None if deadline is None else deadline - time.time()
-        try:
-            return process.wait(left and max(0.0, left - max(LEAST_SCORING, SCORING * left)))
-        except subprocess.TimeoutExpired:
-            logger.warning("its time is over: the training is ended, and what it has saved counts")
-            process.terminate()
+        if deadline is None:
+            return process.wait()
+        left = deadline - time.time()
+        end = time.monotonic() + max(0.0, left - max(LEAST_SCORING, SCORING * left))
+        while process.poll() is None and time.monotonic() < end:
+            try:
+                process.wait(max(0.0, min(SIGN_SECONDS, end - time.monotonic())))
+            except subprocess.TimeoutExpired:
+                if end - time.monotonic() > 1:
+                    logger.info("it trains, and has %.0f s left", end - time.monotonic())
+        if process.returncode is not None:
+            return process.returncode
+        logger.warning("its time is over: the training is ended, and what it has saved counts")
+        process.terminate()
         try:
             process.wait(GRACE)
         except subprocess.TimeoutExpired:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from autoseg.planning.patch import halved_patch
+from autoseg.workspace import read_keys, write_json
 
 
 @dataclass
@@ -15,6 +17,7 @@ class Progress:
     """Where a training stands; all of it is in the checkpoint."""
 
     step: int = 0
+    epoch_steps: int = 0  # 0: not known; fewer where several processes make a step together, each on a batch of its own
     seconds: float = 0.0
     best_mean_dice: float = -1.0
     best_step: int = 0
@@ -29,6 +32,36 @@ class Progress:
     @property
     def seconds_a_validation(self) -> float | None:
         return self.validation_seconds / self.validations if self.validations else None
+
+    def go_on_with(self, epoch_steps: int, by_epochs: bool) -> None:
+        """An epoch has so many steps from now on. Where epochs are counted, those that are over stay over."""
+        if by_epochs and self.epoch_steps:
+            now = (steps * epoch_steps // self.epoch_steps for steps in (self.step, self.best_step))
+            self.step, self.best_step = now
+        self.epoch_steps = epoch_steps
+
+    def note_validation(self, mean_dice: float) -> None:
+        """An entry of progress.yaml; `mean_dice` is NaN where there are no cases to validate on."""
+        self.history.append(
+            {
+                "step": self.step,
+                "epoch": self.step // self.epoch_steps,
+                "loss": self.loss,
+                "avg_dice_score": mean_dice,
+                "best_avg_dice_score": math.nan if self.best_mean_dice < 0 else self.best_mean_dice,
+                "best_avg_dice_score_step": self.best_step,
+            }
+        )
+
+    def leave_less(self, path: Path) -> None:
+        """Leave word for the next try of how little memory there is."""
+        write_json(path, {"parts": self.parts, "patch": self.patch})
+
+    def recall_less(self, path: Path) -> None:
+        """Take no more at a time than an earlier try has found to fit, if it has left word."""
+        if path.is_file():
+            parts, patch = read_keys(path, "parts", "patch")
+            self.parts, self.patch = max(parts, self.parts), patch or self.patch
 
     def take_less(self, settings: Mapping[str, Any]) -> str | None:
         """Halve the patches at a time, or, where that is one, the patch. What to say; None where neither can be."""

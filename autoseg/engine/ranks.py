@@ -8,17 +8,51 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from autoseg.devices import NO_DEVICE
+
 PATIENCE = timedelta(days=2)  # with rank 0, which alone validates and scores
+logger = logging.getLogger(__name__)
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
+STARTED_BY = "AUTOSEG_LAUNCHER"  # the environment variable in which `launch` leaves its process id
+
+
+def launch(processes: str, script: Sequence[str]) -> int:
+    """Run a script with its arguments by torchrun, `processes` of them: a number, or `gpu`, one for each GPU in sight.
+
+    Returns the exit code of the one that failed first; where a signal ended that one, it ends this process, too.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the script's own words are better
+    if processes == "gpu" and not torch.cuda.is_available():
+        raise SystemExit(f"torchrun: {NO_DEVICE}")
+    os.environ[STARTED_BY] = str(os.getpid())
+    try:
+        main(["--standalone", f"--nproc-per-node={processes}", *script])
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:  # as the script would have ended alone
+            logger.error("process %d of the training was killed by signal %d", rank, -failure.exitcode)
+            os.kill(os.getpid(), -failure.exitcode)
+        return int(failure.exitcode)
+    return 0
+
+
+def is_left_alone(error: BaseException) -> bool:
+    """Whether an error says no more than that another process of this training has ended: that one says why."""
+    alone = not dist.is_initialized() or dist.get_world_size() == 1
+    return not alone and any(words in str(error) for words in ("closed by peer", "reset by peer"))
 
 
 class Ranks:
@@ -31,10 +65,11 @@ class Ranks:
     def join(cls, device: torch.device) -> Ranks:
         """Meet the other processes, if there are others: by NCCL on GPUs, else by gloo. Can be called again."""
         world = int(os.environ.get("WORLD_SIZE", "1"))
+        if STARTED_BY in os.environ and "RANK" in os.environ:
+            _end_with_parent()
         if world == 1:
             return cls(device=device)
         if not dist.is_initialized():
-            _end_with_parent()
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
@@ -89,3 +124,5 @@ def _end_with_parent() -> None:
     """torchrun puts its processes into sessions of their own: without this, they would outlive it when it is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
+    if os.environ[STARTED_BY] != str(os.getppid()):  # it was killed before
+        raise SystemExit(f"process {os.environ[STARTED_BY]}, which has started this one, is gone")

@@ -18,12 +18,22 @@ from autoseg.bundles.marks import architecture_file
 from autoseg.devices import torch_device
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.cache import ensure_cached, source_stamp
-from autoseg.engine.checkpoints import load_checkpoint, random_states, restore_random_states, save_checkpoint
+from autoseg.engine.checkpoints import (
+    forget_after,
+    load_checkpoint,
+    random_states,
+    restore_random_states,
+    save_checkpoint,
+)
 from autoseg.engine.journal import write_line
+from autoseg.engine.memory import with_less
 from autoseg.engine.patches import PatchDataset, patch_loader
 from autoseg.engine.precision import autocast_for, training_precision
+from autoseg.engine.progress import in_voxels
 from autoseg.engine.recipe import build_loss, learning_rate
 from autoseg.errors import Faults
+from autoseg.planning.budget import search_faults
+from autoseg.planning.patch import halved_patch
 from autoseg.planning.topology import Lattice, decode, described, picture
 from autoseg.workspace import atomic_file, patiently, write_json
 
@@ -31,6 +41,7 @@ WEIGHTS_FIRST = 0.2  # of the budget, in which the weights alone learn
 TOPOLOGY = 0.001  # the weight of what asks that a block starts where the one before it ends (He et al.)
 KEPT_SECONDS = 60.0  # between two checkpoints
 LOG_SECONDS = 2.0
+LIMITS = ("search_iterations", "search_seconds", "max_seconds", "num_epochs", "num_iterations", "deadline")
 HALF_SEED = 2_000_003  # added to the seed of the second half's patches
 logger = logging.getLogger(__name__)
 
@@ -49,10 +60,8 @@ class ArchitectureSearch:
         faults = Faults()
         if len(cases) < 2:
             faults.add(bundle.root, "search", "takes two training cases, one for each half")
-        if float(self.settings["search_memory"]) <= 0:
-            faults.add(bundle.root, "search_memory", "must be above 0")
-        if not (self.settings["search_iterations"] or self.settings["search_seconds"]):
-            faults.add(bundle.root, "search_iterations, search_seconds", "one of them must say how long to search")
+        for key, message in search_faults({**self.settings, "search": True}, limited=False):
+            faults.add(bundle.root, key, message)
         faults.raise_if_any()
         self.device = torch_device()
         torch.manual_seed(int(self.settings["seed"]))
@@ -65,17 +74,14 @@ class ArchitectureSearch:
         self.optimizer = torch.optim.AdamW(self.weights, float(self.settings["learning_rate"]))
         self.chooser = torch.optim.Adam(self.choices, float(self.settings["search_rate"]), betas=(0.5, 0.999))
         self.loss = build_loss(self.settings)
-        patch = [int(self.settings["input_channels"]), *self.settings["roi_size"]]
-        # gradients are not scaled here: float16 would lose the small ones
-        planned = self.settings["precision"]
-        precision = "bfloat16" if planned == "float16" else planned
-        self.precision = training_precision(precision, self.device, self.network, patch)
         order = np.random.default_rng(int(self.settings["seed"])).permutation(len(cases))
         self.halves = [[cases[i] for i in sorted(order[half::2])] for half in (0, 1)]
-        self.data = [[[case.id, source_stamp(case)] for case in half] for half in self.halves]
+        self.origin = {key: value for key, value in self.settings.items() if key not in LIMITS}
+        self.origin["cases"] = [[[case.id, source_stamp(case)] for case in half] for half in self.halves]
         self.memory, self.budget = self._memory()
         self.step, self.seconds, self.used = 0, 0.0, math.nan
-        self.checkpoint = bundle.root / "models" / "search.pt"
+        self._second: Iterator[dict[str, torch.Tensor]] | None = None
+        self.checkpoint, self.progress = bundle.root / "models" / "search.pt", bundle.root / "search.jsonl"
 
     def _memory(self) -> tuple[torch.Tensor, float]:
         """(what each edge's output takes by operation [blocks, edges, operations], in voxels of the finest
@@ -110,26 +116,22 @@ class ArchitectureSearch:
         finally:
             set_track_meta(True)
         found = self._found()
-        patiently(lambda: write_json(architecture_file(self.bundle.root), found), self.checkpoint)
         drawing = picture(found["arch_code_a"], found["arch_code_c"], found["node_a"])
         with atomic_file(self.bundle.root / "docs" / "architecture.svg") as file:
             file.write(drawing)
+        patiently(lambda: write_json(architecture_file(self.bundle.root), found), self.checkpoint)
         self.checkpoint.unlink(missing_ok=True)
         logger.info("architecture after %d steps: %s", self.step, described(found))
         return found
 
     def _loop(self) -> None:
-        first: Iterator[dict[str, torch.Tensor]] = self._batches(0)
-        second: Iterator[dict[str, torch.Tensor]] | None = None
+        self._feed()
         kept = logged = time.monotonic()
         while self.share < 1.0:
             rate = learning_rate(self.settings, self.share, self.step, 0)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            loss = self._learn(next(first))
-            if self.share > WEIGHTS_FIRST:
-                second = second or self._batches(1)
-                self._choose(next(second))
+            loss = with_less(self._advance, self._take_less, self._go_on_with_less)
             self.step += 1
             if time.monotonic() - logged > LOG_SECONDS or self.share >= 1.0:
                 logged = time.monotonic()
@@ -137,6 +139,39 @@ class ArchitectureSearch:
             if time.monotonic() - kept > KEPT_SECONDS:
                 kept = time.monotonic()
                 self._keep()
+
+    def _advance(self) -> float:
+        """A step of the weights and, when they have learned a little, one of the choices; returns the weights' loss."""
+        loss = self._learn(next(self._first))
+        if self.share > WEIGHTS_FIRST:
+            self._second = self._second or self._batches(1)
+            self._choose(next(self._second))
+        return loss
+
+    def _take_less(self) -> str | None:
+        """Half as many patches or, of a single one, a smaller one. What to say; None where neither can be."""
+        batch = int(self.settings["num_images_per_batch"])
+        if batch > 1:
+            self.settings["num_images_per_batch"] = batch // 2
+            return f"{batch // 2} of {batch} patches a step"
+        smaller = halved_patch(self.settings)
+        if smaller is None:
+            return None
+        self.settings["roi_size"] = smaller
+        return f"patches of {in_voxels(smaller)} voxels"
+
+    def _go_on_with_less(self, said: str) -> None:
+        logger.warning("memory ran out at step %d of the search: %s", self.step + 1, said)
+        self._feed()
+
+    def _feed(self) -> None:
+        """Batches of both halves from the present step on, as large as memory allows, and the precision for them."""
+        patch = [int(self.settings["input_channels"]), *self.settings["roi_size"]]
+        planned = self.settings["precision"]  # gradients are not scaled here: float16 would lose the small ones
+        precision = "bfloat16" if planned == "float16" else planned
+        self.precision = training_precision(precision, self.device, self.network, patch)
+        self._first = self._batches(0)
+        self._second = None  # from the step on that needs it
 
     def _batches(self, half: int) -> Iterator[dict[str, torch.Tensor]]:
         """Batches of a half of the cases, from the present step on."""
@@ -208,28 +243,33 @@ class ArchitectureSearch:
             "max_seconds": self.settings["search_seconds"],
             "memory": self.used,
         }
-        write_line(self.bundle.root / "search.jsonl", line)
+        write_line(self.progress, line)
 
     def _keep(self) -> None:
-        state = {"data": self.data, "step": self.step, "seconds": self._spent(), "random": random_states()}
+        state = {"origin": self.origin, "step": self.step, "seconds": self._spent(), "random": random_states()}
+        state["less"] = {key: self.settings[key] for key in ("num_images_per_batch", "roi_size")}
         parts = {"network": self.network, "optimizer": self.optimizer, "chooser": self.chooser}
         save_checkpoint(self.checkpoint, {**state, **{name: part.state_dict() for name, part in parts.items()}})
 
     def _resume(self) -> None:
         try:
             state = load_checkpoint(self.checkpoint)
-            if state["data"] != self.data:
-                return
+            if state["origin"] != self.origin:
+                raise ValueError("of other cases or settings")
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.chooser.load_state_dict(state["chooser"])
             restore_random_states(state["random"])
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            self.settings |= state["less"]
+            forget_after(self.progress, self.step)
             logger.info("the search goes on at step %d", self.step)
-        except FileNotFoundError:
             return
+        except FileNotFoundError:
+            pass
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
             logger.warning("the search begins anew: %s: %s", self.checkpoint.name, error)
+        forget_after(self.progress, -1)
 
 
 def _entropy(probabilities: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ from autoseg.engine.checkpoints import (
     save_checkpoint,
 )
 from autoseg.engine.journal import Journal
-from autoseg.engine.memory import free_memory, out_of_memory
+from autoseg.engine.memory import out_of_memory, with_less
 from autoseg.engine.patches import PatchDataset, patch_loader
 from autoseg.engine.precision import autocast_for, compute_dtype, training_precision
 from autoseg.engine.progress import Progress
@@ -63,7 +63,7 @@ class Trainer:
     patches, `MOST_RETURNS` times; then `run` raises AstrayError. The seconds spent stay spent.
 
     Under torchrun every process trains on patches of its own, `num_images_per_batch` each (see `Ranks`); the first one
-    decides, validates and writes. Where memory runs out there, the training ends.
+    decides, validates and writes. Where memory runs out there, the training ends, and the next try takes less.
 
     Files: models/model.pt (best averaged weights, a flat state dict), models/model_final.pt (the last), models/
     checkpoint.pt (all that exact resumption needs; the one before is kept), metrics.jsonl, progress.yaml, tensorboard/.
@@ -72,10 +72,10 @@ class Trainer:
     def __init__(self, bundle: Bundle, hooks: tuple[Hook, ...] = ()):
         self.bundle, self.settings, self.hooks = bundle, bundle.settings, hooks
         self.checkpoint, self.device = bundle.root / "models" / "checkpoint.pt", torch_device()
+        self.remembered = self.checkpoint.with_name("checkpoint_less.json")
         self.ranks = Ranks.join(self.device)
         self.journal = Journal(bundle.root, kept=self.ranks.first)
-        self.progress, self.watch = Progress(), LossWatch()
-        self.stop, self._complaint = False, ""
+        self.watch, self.stop, self._complaint = LossWatch(), False, ""
         torch.manual_seed(int(self.settings["seed"]))
         self.network, self.transfer = begin(bundle)
         self.network = self.network.to(self.device)
@@ -98,6 +98,7 @@ class Trainer:
             self.validation = ensure_cached(bundle, [c for c in validation if c.label], workers)
         self.batch = int(self.settings["num_images_per_batch"])
         self.steps_per_epoch = max(1, math.ceil(len(self.training) / (self.batch * self.ranks.world)))
+        self.progress = Progress(epoch_steps=self.steps_per_epoch)
         self.budget = Budget(self.settings, self.steps_per_epoch, [case.label.shape for case in self.validation])
         if self.budget.endless:
             field = "num_iterations, num_epochs, max_seconds"
@@ -209,7 +210,7 @@ class Trainer:
         # of the fresh one, for a network that was at work may hold what cannot be copied (a DynUNet does)
         self.average = build_average(fresh.to(self.device, memory_format=self.layout), self.settings)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(self.network, self.settings, self.transfer.old)
-        self.progress, self.watch = Progress(), LossWatch()
+        self.progress, self.watch = Progress(epoch_steps=self.steps_per_epoch), LossWatch()
 
     def _go_back(self, error: AstrayError) -> None:
         """To the last checkpoint, or to fresh weights; raises the error where that was done too often."""
@@ -218,8 +219,8 @@ class Trainer:
             raise error
         if not self._restore():
             self._begin()
+            self.journal.forget_after(0)
         self.ranks.agreed(0.0)  # the checkpoint has been read by all
-        self.journal.forget_after(self.progress.step)
         self.progress.returns, self.progress.seconds, self._resumed = returns, seconds, time.monotonic()
         self.progress.parts, self.progress.patch = before.parts, before.patch
         self._feed()
@@ -228,17 +229,24 @@ class Trainer:
         self._warn(f"{error}: {where} ({returns} of {MOST_RETURNS} times)")
 
     def _with_less(self, work: Callable[[], T], less: Less) -> T:
-        """What `work` gives; where memory runs out, with less at a time from then on."""
-        while True:
-            try:
-                return work()
-            except (MemoryError, RuntimeError) as error:
-                said = less(self.settings) if out_of_memory(error) else None
-                if said is None or self.ranks.world > 1:
-                    raise
-            free_memory()  # out of the handler, whose frames hold the tensors
+        """What `work` gives; where memory runs out, with less at a time from then on.
+
+        Where other processes are in the middle of the same step the error is raised, and the next try begins with less.
+        """
+
+        def take_less() -> str | None:
+            said = less(self.settings)
+            if said is None or self.ranks.world == 1:
+                return said
+            logger.error("memory ran out at step %d, the next try takes %s", self.progress.step + 1, said)
+            self.progress.leave_less(self.remembered)
+            return None
+
+        def told(said: str) -> None:
             self._warn(f"memory ran out at step {self.progress.step + 1}: {said}")
             self._feed()
+
+        return with_less(work, take_less, told)
 
     def _step(self) -> float:
         """One optimiser step, with as many and as large patches at a time as memory allows; returns the mean loss."""
@@ -300,16 +308,7 @@ class Trainer:
         self._log({"learning_rate": rate, "mean_dice": mean, "dice": dice})
         for hook in self.hooks:
             hook.on_validation(self, dice, mean)
-        self.progress.history.append(
-            {
-                "step": self.progress.step,
-                "epoch": self.progress.step // self.steps_per_epoch,
-                "loss": self.progress.loss,
-                "avg_dice_score": mean,
-                "best_avg_dice_score": self.progress.best_mean_dice if self.validation else math.nan,
-                "best_avg_dice_score_step": self.progress.best_step,
-            }
-        )
+        self.progress.note_validation(mean)
         self.journal.write_history(self.progress.history)
         if self.watch.calm:
             self._save_checkpoint()
@@ -357,10 +356,11 @@ class Trainer:
         save_checkpoint(self.checkpoint, state)
 
     def _resume(self) -> None:
-        if not self._restore():
+        restored = self._restore()
+        self.progress.recall_less(self.remembered)
+        if not restored:
             self.journal.forget_after(-1)
             return
-        self.journal.forget_after(self.progress.step)
         logger.info("resumed at step %d of %s", self.progress.step, self.budget.steps or "as many as time allows")
 
     def _restore(self) -> bool:
@@ -393,3 +393,6 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         restore_random_states(state["random"])
+        self.journal.forget_after(self.progress.step)  # what is written after it counts in its own steps
+        by_epochs = bool(self.settings["num_epochs"]) and not self.settings["num_iterations"]
+        self.progress.go_on_with(self.steps_per_epoch, by_epochs)

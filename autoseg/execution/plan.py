@@ -74,15 +74,15 @@ def gpu_count(slots: Sequence[Slot]) -> int:
 def assign(ready: Sequence[Job], free: Sequence[Slot], slots: Sequence[Slot]) -> Mapping[str, tuple[Slot, ...]]:
     """Slots for as many of the `ready` jobs (in order of precedence) as the `free` ones allow, by job id.
 
-    A job takes a slot of as many GPUs as it asks for, the idlest first where slots share them; one that asks for none
-    takes a slot without a GPU, or any slot where all have one. A job that must wait for more GPUs keeps the free ones
-    from those behind it: it would wait for ever else.
+    A job takes a slot of as many GPUs as it asks for, or of all where there are fewer, the idlest first where slots
+    share them; one that asks for none takes a slot without a GPU, or any slot where all have one. A job that must wait
+    for more GPUs keeps the free ones from those behind it: it would wait for ever else.
     """
     left = list(free)
     given: dict[str, tuple[Slot, ...]] = {}
     without_gpu = any(slot.gpu is None for slot in slots)
     for job in ready:
-        gpus = job.resources.gpus
+        gpus = min(job.resources.gpus, max(1, gpu_count(slots)))
         fitting = [slot for slot in left if (slot.gpu is not None if gpus else slot.gpu is None or not without_gpu)]
         busy = Counter(slot.gpu for slot in slots if slot not in left)
         first: dict[str, Slot] = {}  # of every GPU, or every slot without one

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,11 +146,11 @@ class Scheduler:
         return [entry for entry in self._entries.values() if entry.state in states]
 
     def _fail_homeless(self) -> None:
-        """Fail what waits for more GPUs than are left: a lost one does not come back in this run."""
+        """Fail what waits for a GPU where none is left: a lost one does not come back in this run."""
         for entry in self._in_state("waiting") if self.gpus.out else ():
-            if entry.job.resources.gpus > gpu_count(self.slots) or not self.slots:
+            if (entry.job.resources.gpus and not gpu_count(self.slots)) or not self.slots:
                 reasons = "; ".join(dict.fromkeys(self.gpus.out.values()))
-                reason = f"too few GPUs are left ({gpu_count(self.slots)}): {reasons}"
+                reason = f"no GPU is left: {reasons}"
                 self._failed(entry, reason, reason, hopeless=True)
 
     def _skip_hopeless(self) -> None:
@@ -274,6 +275,10 @@ class Scheduler:
             fate = "is out of use" if gpu in self.gpus.out else "has failed a job, and is tried once more"
             if gpu not in known:
                 self.notify(Event("warning", f"{names[gpu]} {fate}: {reason}", facts))
+        wide = entry.job.resources
+        if wide.gpus > 1:  # it does not wait for others to end: those that are left to it are enough
+            fewer = replace(wide, gpus=max(1, wide.gpus - len(blamed.keys() & self.gpus.out.keys())))
+            entry.job = replace(entry.job, resources=fewer)
         for gpu in set(self.gpus.out) - known:
             self.slots = tuple(slot for slot in self.slots if slot.gpu != gpu)
             self.at_loss(gpu)

@@ -233,13 +233,13 @@ def _train(
     from autoseg.pipeline import collapse, pace, predicting, searching, training
 
     training.preprocess(session, bundles, datalist)
-    searching.search_architectures(session, bundles, datalist)
+    searching.forget_stale(session, bundles, datalist)
     training.forget_stale(session, training.training_jobs(session, bundles, datalist))
     planned = pace.pace(session, bundles, datalist)
     if planned.narrower:
         bundles = prepare.write_bundles(session, datalist, prepare.make_plans(session, datalist))
-        searching.search_architectures(session, bundles, datalist)
         planned = pace.pace(session, bundles, datalist)
+    searching.search_architectures(session, planned.bundles, datalist, planned.search)
 
     def so_far(results: dict[str, JobResult]) -> None:
         with contextlib.suppress(OSError):  # a full disk costs the interim files, not the run

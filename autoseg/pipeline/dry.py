@@ -25,12 +25,13 @@ from autoseg.pipeline.inputs import (
 )
 from autoseg.pipeline.pace import among, kept_choice, kept_width
 from autoseg.pipeline.predicting import prediction_jobs
-from autoseg.pipeline.searching import search_jobs
+from autoseg.pipeline.searching import STATE, begun_without, search_jobs
 from autoseg.pipeline.session import Notify, Session, shadow_session
 from autoseg.pipeline.standing import ANEW, KEPT, RUNS, Outlook, outlook
 from autoseg.pipeline.training import reseeded, training_jobs
 from autoseg.pipeline.watching import read_leaderboard
 from autoseg.planning import Plan
+from autoseg.planning.budget import Choice
 from autoseg.records import Datalist, Job
 from autoseg.workspace import Workspace, read_json, read_yaml, write_yaml
 
@@ -71,7 +72,8 @@ def look_ahead(config: RunConfig, notify: Notify, *, only_training: bool = False
             return replace(found, notes=("train is false: nothing runs after the bundles are written",))
         searches = _searches(session, drafts, real)
         trainings, notes = _trainings(session, drafts, real)
-        jobs = [*_preprocessing(drafts, real), *searches, *trainings]
+        taking_part = {f"search_{row.id}" for row in trainings}
+        jobs = [*_preprocessing(drafts, real), *(row for row in searches if row.id in taking_part), *trainings]
         if drafts.datalist.testing and not only_training and config.ensemble is not False:
             jobs += _predictions(replace(session, workspace=real), drafts.datalist, trainings, method)
     if config.not_use_cache:
@@ -107,7 +109,7 @@ def _draft(session: Session, real: Workspace) -> _Drafts:
         if not is_foreign(folders[name]):
             bundles += prepare.write_bundles(session, datalist, {name: plan})
             continue
-        for target in (real.bundle(name, fold) for fold in config.folds(datalist)):
+        for target in (real.bundle(name, fold) for fold in config.folds(datalist, foreign=True)):
             if stands(target, folders[name], shadow, datalist, plan):
                 bundles.append(target)
             else:
@@ -117,50 +119,62 @@ def _draft(session: Session, real: Workspace) -> _Drafts:
 
 def _trainings(session: Session, drafts: _Drafts, real: Workspace) -> tuple[list[Outlook], list[str]]:
     """(the fate of every training, what a time limit leaves open)."""
-    jobs = training_jobs(session, drafts.bundles, drafts.datalist, reseeded(real))
-    found = []
-    for bundle, job in zip(drafts.bundles, jobs, strict=True):
-        place = real.root / job.id
-        edited = None
-        if place.is_dir() and not prepare.same_files(bundle, place):
-            edited = bundle_changes(place, bundle_parts(bundle))
-        found.append(outlook(replace(job, cwd=str(place)), real.job(job.id), edited))
-    if session.config.time_limit is not None:
-        named = session.config.algos is not None  # then foreign templates take part as well
-        taking = [bundle for bundle in drafts.bundles if named or _ours(bundle)]
-        return _in_time(found, training_jobs(session, taking, drafts.datalist, {}), session.config, real)
-    for place, plan in drafts.unwritten.items():
+    found = _standing(session, drafts, real)
+    named = session.config.algos is not None or session.config.time_limit is None
+    for place, plan in drafts.unwritten.items() if named else ():  # where time is limited, foreign ones by name alone
         training, validation = drafts.datalist.split(family_and_fold(place)[1])
         cases = {"training": case_digests(training), "validation": case_digests(validation)}
         inputs = made_from(settings=setting_texts(plan.settings), **cases)
         job = Job(place.name, (), str(place), inputs=inputs, fingerprint=fingerprint(inputs))
         found.append(outlook(job, real.job(job.id), [UNSEEN]))
-    return found, []
+    if session.config.time_limit is None:
+        return found, []
+    taking = [bundle for bundle in drafts.bundles if named or _ours(bundle)]
+    ids = {bundle.name for bundle in taking} | ({place.name for place in drafts.unwritten} if named else set())
+    choice = None if named and drafts.unwritten else kept_choice(real, taking, drafts.datalist, session.config)
+    return _in_time([row for row in found if row.id in ids], choice, real)
+
+
+def _standing(session: Session, drafts: _Drafts, real: Workspace) -> list[Outlook]:
+    """The fate of the training of every bundle that was drafted."""
+    found = []
+    jobs = training_jobs(session, drafts.bundles, drafts.datalist, reseeded(real))
+    for bundle, job in zip(drafts.bundles, jobs, strict=True):
+        place = real.root / job.id
+        found.append(outlook(replace(job, cwd=str(place)), real.job(job.id), _edited(bundle, place)))
+    return found
+
+
+def _edited(bundle: Path, place: Path) -> list[str] | None:
+    """How the bundle that stands in the work_dir differs from its draft; None where it does not, or none stands."""
+    if not place.is_dir() or prepare.same_files(bundle, place):
+        return None
+    return bundle_changes(place, bundle_parts(bundle))
 
 
 def _searches(session: Session, drafts: _Drafts, real: Workspace) -> list[Outlook]:
     """The fate of every search; what one has found that is kept is put into the draft: trainings are made from it."""
     fates = []
+    begun = begun_without(training_jobs(session, drafts.bundles, drafts.datalist, reseeded(real)), real)
     for job in search_jobs(session, drafts.bundles, drafts.datalist):
         draft, place = Path(job.cwd), real.root / Path(job.cwd).name
-        fates.append(outlook(replace(job, cwd=str(place)), real.job(job.id)))
-        if fates[-1].fate == KEPT and draft != place:
+        found = outlook(replace(job, cwd=str(place)), real.job(job.id), _edited(draft, place), goes_on_from=STATE)
+        if found.fate == KEPT and draft != place:
             shutil.copyfile(architecture_file(place), architecture_file(draft))
+        elif found.fate != KEPT and draft.name in begun:
+            found = Outlook(job.id, KEPT, "its training was begun with the fixed architecture")
+        fates.append(found)
     return fates
 
 
-def _in_time(
-    found: Sequence[Outlook], jobs: Sequence[Job], config: RunConfig, real: Workspace
-) -> tuple[list[Outlook], list[str]]:
-    """Those of our families that an earlier call chose for this limit, else all that can be chosen."""
-    ours = {job.id for job in jobs}
-    choice = kept_choice(real, jobs, config)
+def _in_time(found: list[Outlook], choice: Choice | None, real: Workspace) -> tuple[list[Outlook], list[str]]:
+    """Those that an earlier call chose for this limit, else all that can be chosen."""
     if choice is None:
         open_yet = "time_limit: which of these trainings are done is chosen when their speeds have been measured"
-        return [row for row in found if row.id in ours], [open_yet]
-    names = {bundle.name for bundle in among(choice, [real.root / name for name in ours])}
+        return found, [open_yet]
+    names = {bundle.name for bundle in among(choice, [real.root / row.id for row in found])}
     chosen = [row for row in found if row.id in names]
-    return chosen, [f"time_limit: {len(chosen)} of {len(ours)} trainings, as an earlier call chose them"]
+    return chosen, [f"time_limit: {len(chosen)} of {len(found)} trainings, as an earlier call chose them"]
 
 
 def _ours(bundle: Path) -> bool:

@@ -20,9 +20,10 @@ from autoseg.errors import Fault, InputError
 from autoseg.execution.results import is_done, read_result
 from autoseg.pipeline.clock import Deadlines, seconds_spent
 from autoseg.pipeline.inputs import bundle_parts, case_digests, fingerprint, made_from
+from autoseg.pipeline.searching import Span, searches_left, time_to_search
 from autoseg.pipeline.session import Session
 from autoseg.pipeline.starting import names_weights
-from autoseg.pipeline.training import run_jobs, training_jobs
+from autoseg.pipeline.training import gpus_a_job, run_jobs, training_inputs, training_jobs
 from autoseg.planning.budget import CPU_SHARE, UNKNOWN_STEPS, Candidate, Choice, Room, choose, least_seconds
 from autoseg.records import Case, Datalist, Event, Job, Resources, Slot, Speed, to_plain
 from autoseg.workspace import Workspace, read_json, read_keys, restored, write_json
@@ -46,6 +47,7 @@ class Pace:
     deadlines: Deadlines | None = None
     closing: float = 0.0
     member_seconds: dict[str, float] = field(default_factory=dict)
+    search: Span | None = None  # what searches for architectures may take; None: there is no time, or no limit
     narrower: bool = False  # the time is short: plan again, with `session.width` as it is now
 
     @property
@@ -76,7 +78,7 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
     closing, members = _predictions(session, datalist, {c.name: c.speed for c in candidates}, len(trained))
     room = Room(session.clock.left, len(session.training_slots(len(trained))), closing, max(members.values()))
     folds = len(session.config.folds(datalist))
-    choice = _chosen(session, training_jobs(session, trained, datalist, seeds={}), candidates, folds, room)
+    choice = _chosen(session, trained, datalist, candidates, room)
     few = 0 if choice is None else choice.steps[candidates[0].name]
     if choice is None or (few < NARROW_STEPS and _may_narrow(session)):
         _narrow(session, few)
@@ -87,7 +89,8 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
     spent = seconds_spent({b.name: b / "metrics.jsonl" for b in chosen})
     end = time.time() + replace(room, seconds=session.clock.left).training(choice.folds)
     deadlines = Deadlines(planned, spent, len(session.training_slots(len(chosen))), end)
-    return Pace(chosen, deadlines, closing, members)
+    searches = searches_left(session, chosen, datalist) if choice.search else []
+    return Pace(chosen, deadlines, closing, members, search=time_to_search(session, searches, len(chosen)))
 
 
 def _without_foreign(session: Session, bundles: Sequence[Path], ours: list[Path]) -> list[Path]:
@@ -220,6 +223,7 @@ def _candidates(
 ) -> list[Candidate]:
     """The families that could be measured, the preferred one first."""
     planned: dict[str, Any] = {}
+    processes = max(1, gpus_a_job(session, len(bundles)))
     with contextlib.suppress(InputError):  # bundles may stand there without it
         planned = read_keys(session.workspace.plan_json, "families")[0]
     found = []
@@ -227,7 +231,7 @@ def _candidates(
         if name not in speeds:
             continue
         training, validation = datalist.split(_fold(bundle))
-        steps = planned_steps(bundle_settings(bundle), len(training))
+        steps = planned_steps(bundle_settings(bundle), len(training), processes)
         enough = int(steps * (1 if session.devices.gpus else CPU_SHARE))
         cases = len([case for case in validation if case.label])
         share = float(planned.get(name, {}).get("share", 1.0))
@@ -237,9 +241,9 @@ def _candidates(
     return sorted(found, key=lambda candidate: (-candidate.share, candidate.name))
 
 
-def planned_steps(settings: dict[str, Any], cases: int) -> int:
-    """Optimiser steps that a bundle's own settings ask for; 0 where only time bounds them."""
-    return budget_steps(settings, math.ceil(cases / int(settings["num_images_per_batch"]))) or 0
+def planned_steps(settings: dict[str, Any], cases: int, processes: int = 1) -> int:
+    """Optimiser steps that a bundle's own settings ask for, in so many processes; 0 where only time bounds them."""
+    return budget_steps(settings, math.ceil(cases / (processes * int(settings["num_images_per_batch"])))) or 0
 
 
 def _predictions(
@@ -263,35 +267,45 @@ def prediction_seconds(session: Session, cases: Sequence[Case], slots: Sequence[
 
 
 def _chosen(
-    session: Session, jobs: Sequence[Job], candidates: Sequence[Candidate], folds: int, room: Room
+    session: Session, bundles: Sequence[Path], datalist: Datalist, candidates: Sequence[Candidate], room: Room
 ) -> Choice | None:
     """The choice for this limit: the one of an earlier call that went the same way, or a new one, kept in pace.json.
 
     None where it is too short for anything, unless networks are made narrower.
     """
     assert session.clock is not None
-    config, limit = session.config, session.clock.limit
-    earlier = kept_choice(session.workspace, jobs, config)
+    config, limit, folds = session.config, session.clock.limit, len(session.config.folds(datalist))
+    earlier = kept_choice(session.workspace, bundles, datalist, config)
     if earlier is not None:
         return earlier
     named, all_folds = config.algos is not None, config.num_fold is not None
-    choice = choose(candidates, folds, room, named=named, all_folds=all_folds)
+
+    def chosen_in(seconds: float) -> Choice | None:
+        return choose(candidates, folds, replace(room, seconds=seconds), named=named, all_folds=all_folds)
+
+    choice = chosen_in(room.seconds)
+    if choice is not None:
+        first = among(choice, bundles)
+        span = time_to_search(session, searches_left(session, first, datalist), len(first))
+        beside = None if span is None else chosen_in(room.seconds - span.together)
+        if beside is not None and min(beside.steps.values()) >= NARROW_STEPS:  # a search must leave a training its own
+            choice = replace(beside, search=True)
     if choice is None and _may_narrow(session):
         return None
     if choice is None:
         least = least_seconds(candidates, room, named, folds if all_folds else 1) + session.clock.spent
         message = f"{_span(limit)} are too short: the least for these data here is {_span(1.1 * least)}"
         raise InputError([Fault("", "time_limit", message)])
-    kept = {"key": _key(jobs, config), "limit": limit, "width": session.width, "choice": choice}
+    kept = {"key": _key(bundles, datalist, config), "limit": limit, "width": session.width, "choice": choice}
     write_json(session.workspace.pace_json, kept)
     return choice
 
 
-def kept_choice(workspace: Workspace, jobs: Sequence[Job], config: RunConfig) -> Choice | None:
+def kept_choice(workspace: Workspace, bundles: Sequence[Path], datalist: Datalist, config: RunConfig) -> Choice | None:
     """What was chosen of these trainings before, for the same limit; None where nothing was."""
     with contextlib.suppress(InputError):  # there is none, or it is torn
         key, choice = read_keys(workspace.pace_json, "key", "choice")
-        return restored(Choice, choice, workspace.pace_json) if key == _key(jobs, config) else None
+        return restored(Choice, choice, workspace.pace_json) if key == _key(bundles, datalist, config) else None
     return None
 
 
@@ -302,9 +316,9 @@ def among(choice: Choice, bundles: Sequence[Path]) -> list[Path]:
     return [bundle for bundle in bundles if bundle in taken]
 
 
-def _key(jobs: Sequence[Job], config: RunConfig) -> str:
+def _key(bundles: Sequence[Path], datalist: Datalist, config: RunConfig) -> str:
     said = [config.time_limit, config.algos is not None, config.num_fold is not None]
-    return fingerprint({"jobs": [job.fingerprint for job in jobs], "said": said})
+    return fingerprint({"jobs": [fingerprint(training_inputs(b, datalist)) for b in bundles], "said": said})
 
 
 def _tell(session: Session, choice: Choice, folds: int) -> None:
@@ -334,7 +348,8 @@ def _steps(number: int) -> str:
 def _forecast(session: Session, jobs: Sequence[Job], datalist: Datalist) -> None:
     """Say how long trainings and predictions will take, where that is worth measuring."""
     bundles = [session.workspace.root / job.id for job in jobs]
-    lengths = {b.name: planned_steps(bundle_settings(b), len(datalist.split(_fold(b))[0])) for b in bundles}
+    processes = max(1, gpus_a_job(session, len(bundles)))
+    lengths = {b.name: planned_steps(bundle_settings(b), len(datalist.split(_fold(b))[0]), processes) for b in bundles}
     if max(lengths.values()) < WORTH_MEASURING or session.config.minutes:
         return
     speeds = _measure(session, bundles, datalist)
@@ -347,7 +362,8 @@ def _forecast(session: Session, jobs: Sequence[Job], datalist: Datalist) -> None
     folds = len({_fold(b) for b in bundles})
     total = makespan(list(seconds.values()), len(slots)) + closing + folds * max(members.values())
     each = "; ".join(f"{name}: {_span(c.seconds(c.steps))} a fold" for name, c in known.items())
-    message = f"forecast: about {_span(total)} for {len(jobs)} trainings and the predictions ({each})"
+    apart = ", searches apart" if searches_left(session, bundles, datalist) else ""
+    message = f"forecast: about {_span(total)} for {len(jobs)} trainings and the predictions{apart} ({each})"
     session.notify(Event("forecast", message, {"seconds": total, "jobs": seconds}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 from autoseg.bundles.marks import bundle_weights
 from autoseg.datalist import case_id, find_images, unreadable
 from autoseg.datalist.formats import IMAGE_ENDINGS
-from autoseg.ensemble.members import choose_members, fit_members
+from autoseg.ensemble.members import choose_members, fit_members, standing
 from autoseg.errors import Fault, InputError, NoResultError
 from autoseg.evaluation import Evaluation, evaluate_pairs, write_evaluation
 from autoseg.pipeline.inputs import case_digests, fingerprint, made_from
@@ -46,7 +47,8 @@ def pick_members(
         fit, left_out = fit_members(leaderboard, unvalidated_ok)
         members = choose_by(method, session.workspace.root, fit)
     if planned is not None and session.clock is not None:
-        members, late = in_time(members, session.clock.left - planned.closing, planned.member_seconds)
+        ranks = {entry.name: standing(entry, leaderboard) for entry in leaderboard}
+        members, late = in_time(members, session.clock.left - planned.closing, planned.member_seconds, ranks)
         left_out = [*left_out, *late]
     for left, reason in left_out:
         session.notify(Event("warning", f"{left} stays out of the ensemble: {reason}"))
@@ -78,12 +80,18 @@ def _record(
 
 
 def in_time(
-    members: Sequence[LeaderboardEntry], seconds: float, member_seconds: Mapping[str, float]
+    members: Sequence[LeaderboardEntry],
+    seconds: float,
+    member_seconds: Mapping[str, float],
+    ranks: Mapping[str, float],
 ) -> tuple[list[LeaderboardEntry], list[tuple[str, str]]]:
-    """(the best of the members that predict within `seconds`, one at least; those left out, with the reason)."""
+    """(the best of the members that predict within `seconds`, one at least; those left out, with the reason).
+
+    `ranks`: the mean Dice by which each is judged, of one without validation what its family has elsewhere, or NaN.
+    """
     kept: list[LeaderboardEntry] = []
     left_out: list[tuple[str, str]] = []
-    for member in sorted(members, key=lambda m: -m.mean_dice if m.mean_dice == m.mean_dice else 0.0):
+    for member in sorted(members, key=lambda m: -ranks[m.name] if math.isfinite(ranks[m.name]) else 0.0):
         seconds -= member_seconds.get(member.algo, 0.0)
         if seconds >= 0 or not kept:
             kept.append(member)

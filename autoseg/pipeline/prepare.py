@@ -19,7 +19,7 @@ from autoseg.pipeline.inputs import Inputs, bundle_changes, bundle_parts, settin
 from autoseg.pipeline.session import Session
 from autoseg.pipeline.starting import refuse_bad_start, start_from_weights, start_reasons, try_weights
 from autoseg.planning import Machine, Plan, normalize_modes, read_statistics
-from autoseg.planning.budget import plan_search, seconds_a_share
+from autoseg.planning.budget import search_faults, share_out
 from autoseg.planning.plan import pair_faults
 from autoseg.records import Datalist, Event, Slot
 from autoseg.workspace import Workspace, read_keys, read_yaml, write_json, write_yaml
@@ -118,6 +118,10 @@ def check_settings(config: RunConfig) -> None:
             elif not same_kind(value, known[family][key]):
                 message = f"{value!r} is not of the kind of its default, {known[family][key]!r}"
                 faults.add("", f"--set {family}.{key}", message)
+    limited = bool(config.minutes or config.time_limit)
+    for family, own in known.items():
+        for key, message in search_faults({**own, **said_of(config, family, folders[family])}, limited):
+            faults.add("", f"--set {family}.{key}", message)
     faults.raise_if_any()
 
 
@@ -206,17 +210,7 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
     kept, left_out = _part(session, plans)
     for name in try_weights(session, {name: plan for name, plan in kept.items() if name in own}, folders):
         plans[name] = kept[name] = planned(name)
-    for name, plan in kept.items():
-        if name not in own and config.minutes:
-            session.notify(Event("warning", f"{name} ends as its own settings say: minutes mean nothing to it"))
-        elif name in own:
-            if config.time_limit:
-                plan.set("time_limit", config.time_limit, "of the whole run, as given")
-            said = config.said(name)
-            shares = [other.share for other in kept.values()] * networks
-            for key, value in budget(session, plan.share, shares, len(slots)).items():
-                plan.set(key, said.get(key, value), "set by the user" if key in said else "a share of the minutes")
-            plan_search(plan)
+    _set_budgets(session, kept, {name: folder for name, folder in own.items() if name in kept}, networks, len(slots))
     written = {
         name: {
             "skip": left_out.get(name),
@@ -275,13 +269,23 @@ def found_statistics(workspace: Workspace) -> tuple[dict[str, Any], dict[str, An
     return found, read_yaml(workspace.input_yaml)
 
 
-def budget(session: Session, share: float, shares: Sequence[float], slots: int) -> dict[str, Any]:
-    """`minutes` for the whole training stage, as seconds of a job of that share beside those of all `shares`."""
-    if session.config.minutes is None:
-        return {}
-    seconds = share * seconds_a_share(60.0 * session.config.minutes, shares, slots)
-    reserve = min(60.0, 15.0 + 0.05 * seconds)  # start-up and the last validation, which no job's budget holds
-    return {"max_seconds": round(max(10.0, seconds - reserve), 1), "num_epochs": None}
+def _set_budgets(
+    session: Session, plans: Mapping[str, Plan], own: Mapping[str, Path], networks: int, slots: int
+) -> None:
+    """Put the time there is into the plans of our `own` families, by name with their folders."""
+    from autoseg.bundles import template_settings
+
+    config = session.config
+    settings = {name: {**template_settings(folder), **plans[name].settings} for name, folder in own.items()}
+    for name in plans:
+        if name in own and config.time_limit:
+            plans[name].set("time_limit", config.time_limit, "of the whole run, as given")
+        elif name not in own and config.minutes:
+            session.notify(Event("warning", f"{name} ends as its own settings say: minutes mean nothing to it"))
+        if name not in own and config.refit:
+            session.notify(Event("warning", f"{name} is trained on folds alone: a foreign template must validate"))
+    if config.minutes:
+        share_out(60.0 * config.minutes, plans, settings, networks, slots)
 
 
 def write_bundles(session: Session, datalist: Datalist, plans: Mapping[str, Plan]) -> list[Path]:
@@ -297,7 +301,7 @@ def write_bundles(session: Session, datalist: Datalist, plans: Mapping[str, Plan
         replace_tree(folders[name], home)
         foreign = is_foreign(home)
         remove = functools.partial(_remove_bundle, session, now={"settings": setting_texts(plan.settings)})
-        for number, fold in enumerate(session.config.folds(datalist)):
+        for number, fold in enumerate(session.config.folds(datalist, foreign)):
             if foreign:
                 bundles.append(write_foreign(name, fold, workspace, datalist, plan, remove))
                 continue
@@ -352,8 +356,9 @@ def standing_bundles(config: RunConfig, workspace: Workspace, datalist: Datalist
     """The bundles that an earlier call wrote; InputError with the first one that is not there."""
     planned = read_keys(workspace.plan_json, "families")[0] if workspace.plan_json.exists() else {}
     left_out = {name for name, plan in planned.items() if plan["skip"] and not config.algos}
-    names = [name for name in families(config) if name not in left_out]
-    bundles = [workspace.bundle(name, fold) for name in names for fold in config.folds(datalist)]
+    folders = {name: folder for name, folder in families(config).items() if name not in left_out}
+    foreign = folders.keys() - ours(folders).keys()
+    bundles = [workspace.bundle(n, fold) for n in folders for fold in config.folds(datalist, n in foreign)]
     for bundle in bundles:
         refuse_missing(bundle, "generate")
     return bundles

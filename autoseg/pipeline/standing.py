@@ -15,6 +15,7 @@ from autoseg.workspace import read_json
 
 KEPT, GOES_ON, RUNS, ANEW = "kept", "goes on", "runs", "runs anew"
 CHECKPOINT = "models/checkpoint.pt"
+LESS = "models/checkpoint_less.json"  # what fits into memory, for the next try
 UNNAMED = "its record does not say what it was made from"
 SCORES = "scores.json"  # written last, from what the checkpoint's training left
 
@@ -28,13 +29,13 @@ class Outlook:
     reason: str
 
 
-def outlook(job: Job, folder: Path, edited: list[str] | None = None) -> Outlook:
-    """The fate of a job whose records lie in `folder`.
+def outlook(job: Job, folder: Path, edited: list[str] | None = None, goes_on_from: str = CHECKPOINT) -> Outlook:
+    """The fate of a job whose records lie in `folder`, and which goes on from a file of its own folder.
 
     `edited`: how the bundle that stands there differs from the one to be written; None where it does not.
     """
     result = read_result(folder)
-    checkpoint = (Path(job.cwd) / CHECKPOINT).is_file()
+    checkpoint = (Path(job.cwd) / goes_on_from).is_file()
     if result is None:
         goes_on = checkpoint and edited is None
         return Outlook(job.id, GOES_ON if goes_on else RUNS, "its record is lost" if goes_on else "never run")
@@ -52,6 +53,12 @@ def outlook(job: Job, folder: Path, edited: list[str] | None = None) -> Outlook:
     why = f": {result.error.splitlines()[0]}" if result.status == "failed" and result.error else ""
     where = _reached(job) if checkpoint else ""
     return Outlook(job.id, GOES_ON if checkpoint else ANEW, f"{how}{where}{why}")
+
+
+def is_stale(job: Job, folder: Path) -> bool:
+    """Whether what a job left in its own folder was made from other inputs, by the record in `folder`."""
+    result = read_result(folder)
+    return result is not None and result.fingerprint != job.fingerprint
 
 
 def _changed(job: Job, result: JobResult, folder: Path) -> list[str]:

@@ -49,6 +49,8 @@ def refuse_bad_start(config: RunConfig, folders: Mapping[str, Path]) -> None:
             _refuse_own(config, path)
             if _weights(config, path, family) is None:
                 missing.setdefault(path, []).append(family)
+            elif _searches(config, family, folders[family]):
+                faults.add("", f"--set {family}.search", "weights to start from have an architecture: none is searched")
         except InputError as error:
             faults.extend(error.faults)
     for path, without in missing.items():
@@ -58,6 +60,12 @@ def refuse_bad_start(config: RunConfig, folders: Mapping[str, Path]) -> None:
     if config.says("frozen") and not names_weights(config):
         faults.add("", "--set frozen", "nothing is pretrained that could be kept as it is")
     faults.raise_if_any()
+
+
+def _searches(config: RunConfig, family: str, folder: Path) -> bool:
+    """Whether an architecture would be searched for: of a family that knows such a search."""
+    own = template_settings(folder)
+    return bool("search" in own and config.said(family).get("search", own["search"]))
 
 
 def _refuse_own(config: RunConfig, path: str) -> None:

@@ -16,9 +16,9 @@ from autoseg.config import RunConfig
 from autoseg.errors import NoResultError
 from autoseg.execution import Feed, LocalExecutor, Scheduler
 from autoseg.pipeline.clock import Deadlines
-from autoseg.pipeline.inputs import bundle_parts, case_digests, fingerprint, made_from
+from autoseg.pipeline.inputs import Inputs, bundle_parts, case_digests, fingerprint, made_from
 from autoseg.pipeline.session import Session
-from autoseg.pipeline.standing import ANEW, CHECKPOINT, GOES_ON, outlook
+from autoseg.pipeline.standing import ANEW, CHECKPOINT, GOES_ON, LESS, is_stale, outlook
 from autoseg.records import Case, Datalist, Event, Job, JobResult, LeaderboardEntry, Resources, Slot
 from autoseg.workspace import Workspace, atomic_file, read_json, read_keys, write_json
 
@@ -109,15 +109,13 @@ def training_jobs(
     others = reseeded(session.workspace) if seeds is None else seeds
     gpus = gpus_a_job(session, len(bundles))
     for bundle, cost in zip(bundles, _costs(bundles, datalist), strict=True):
-        training, validation = split_of(bundle, datalist)
         argv: tuple[str, ...] = (sys.executable, str(bundle / "scripts" / "train.py"), "run")
         outputs: tuple[str, ...] = ("models/model.pt", "progress.yaml", "scores.json")
         if is_foreign_bundle(bundle):
             argv, outputs = (sys.executable, "-m", "autoseg.engine", "train_foreign", str(bundle)), ("scores.json",)
         elif session.clock is not None and not _steps_said(session.config, bundle):
             argv = (*argv, "--num_epochs", "None")  # the deadline alone ends it
-        cases = {"training": case_digests(training), "validation": case_digests(validation)}
-        inputs = made_from(**bundle_parts(bundle), **cases)
+        inputs = training_inputs(bundle, datalist)
         found = architecture_file(bundle)
         if found.is_file():
             inputs["architecture"] = {"found": found.read_text("utf-8")}
@@ -128,8 +126,8 @@ def training_jobs(
             argv = (*argv, "--seed", str(other["seed"]))
             inputs["settings"]["seed"] = str(other["seed"])
         spread = gpus if not is_foreign_bundle(bundle) else min(1, gpus)
-        if spread > 1:
-            argv = (*torchrun(spread), *argv[1:])
+        if spread > 1:  # one process for each GPU that it is given: where some are lost, fewer
+            argv = (*torchrun("gpu"), *argv[1:])
         jobs.append(
             Job(
                 id=bundle.name,
@@ -146,6 +144,12 @@ def training_jobs(
     return jobs
 
 
+def training_inputs(bundle: Path, datalist: Datalist) -> Inputs:
+    """What a training is made from, before an architecture is found for it or a collapse has given it another seed."""
+    training, validation = split_of(bundle, datalist)
+    return made_from(**bundle_parts(bundle), training=case_digests(training), validation=case_digests(validation))
+
+
 def gpus_a_job(session: Session, jobs: int) -> int:
     """GPUs that each of so many trainings takes: several where there are twice as many GPUs, or more, 0 on a CPU."""
     gpus = len(session.devices.gpus)
@@ -154,15 +158,17 @@ def gpus_a_job(session: Session, jobs: int) -> int:
     return max(min(1, gpus), gpus // max(1, jobs))
 
 
-def torchrun(processes: int) -> tuple[str, ...]:
-    """The start of a command line that runs a script in so many processes of this machine."""
-    return (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
+def torchrun(processes: str) -> tuple[str, ...]:
+    """The start of a command line that runs a script in several processes, as `autoseg.engine.ranks.launch` does."""
+    return (sys.executable, "-m", "autoseg.engine", "torchrun", processes)
 
 
 def forget_stale(session: Session, jobs: Sequence[Job]) -> None:
     """Remove, with a word, checkpoints that a training would go on from although what it is made from has changed."""
     for job in jobs:
         found, root = outlook(job, session.workspace.job(job.id)), Path(job.cwd)
+        if is_stale(job, session.workspace.job(job.id)):
+            (root / LESS).unlink(missing_ok=True)
         if found.fate == ANEW and (root / CHECKPOINT).is_file():
             session.notify(Event("warning", f"{job.id} is trained anew: {found.reason}", {"id": job.id}))
             for path in (*(root / CHECKPOINT).parent.glob("checkpoint*"), root / "metrics.jsonl"):

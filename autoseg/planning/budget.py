@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from autoseg.devices import makespan
-from autoseg.errors import Fault, InputError
-from autoseg.planning.plan import Plan
+from autoseg.planning.plan import BY_USER, Plan
 from autoseg.records import Speed
 
 LEAST_STEPS = 40  # with fewer a network has learned nothing that could be called a result
-FOLD_STEPS = 300  # that every fold must get before there is another one
+FOLD_STEPS, FOLD_SHARE = 300, 0.25  # steps, and share of those planned, that each fold gets before there is another
 CPU_SHARE = 3.0  # times its planned steps, which are few on a CPU, that the first family gets before there is another
 UNKNOWN_STEPS = 10**9  # of a family that cannot be measured
 VALIDATIONS = 1.1  # times the steps' time: validations while training
 HALVINGS = 40  # of a span of time: far under a millisecond is left
+SEARCH_START = 15.0  # seconds of a search's process before its first step
 MARGIN = 1.1  # of what is kept for predictions
 
 
@@ -24,17 +25,50 @@ def seconds_a_share(seconds: float, shares: Sequence[float], slots: int) -> floa
     return seconds / makespan(shares, slots)
 
 
-def plan_search(plan: Plan) -> None:
-    """Where an architecture is searched for within a training's seconds: it takes its share of them."""
-    settings = plan.settings
-    seconds = settings.get("max_seconds")
-    if settings.get("search") and seconds and not settings.get("search_seconds"):
-        share = float(settings["search_share"])
-        if not 0 < share < 1:
-            raise InputError([Fault("", "search_share", f"{share:g} is no share between 0 and 1")])
-        own = round(share * float(seconds), 1)
-        plan.set("search_seconds", own, "its share of the training's seconds")
-        plan.set("max_seconds", round(float(seconds) - own, 1), plan.reasons["max_seconds"] + ", less the search's")
+def share_out(
+    seconds: float, plans: Mapping[str, Plan], settings: Mapping[str, Mapping[str, Any]], networks: int, slots: int
+) -> None:
+    """Seconds of the whole stage as those of each of a family's `networks`, by shares; what the user has set stays.
+
+    `settings`: all hyper-parameters of each of our families; another one takes its share, and ends as it likes. An
+    architecture that is searched for takes its own share, or the `search_seconds` that the user gives it, before any
+    training starts.
+    """
+    searches = {name: float(own["search_share"]) for name, own in settings.items() if own.get("search")}
+    given = {name: float(settings[name]["search_seconds"] or 0.0) for name in searches}
+    before = {name: plans[name].share * part for name, part in searches.items() if not given[name]}
+    training = {name: plan.share - before.get(name, 0.0) for name, plan in plans.items()}
+    left = seconds - makespan([value + SEARCH_START for value in given.values() if value] * networks, slots)
+    stages = [list(shares.values()) * networks for shares in (before, training)]
+    unit = max(0.0, left) / sum(makespan(shares, slots) for shares in stages)
+    for name in settings:
+        plan, own = plans[name], unit * training[name]
+        reserve = min(60.0, 15.0 + 0.05 * own)  # start-up and the last validation, which no job's budget holds
+        limits: dict[str, Any] = {"max_seconds": round(max(10.0, own - reserve), 1), "num_epochs": None}
+        if name in before:
+            limits["search_seconds"] = round(max(10.0, unit * before[name] - SEARCH_START), 1)
+        for key, value in limits.items():
+            if plan.reasons.get(key) != BY_USER:
+                plan.set(key, value, "a share of the minutes")
+
+
+def search_faults(settings: Mapping[str, Any], limited: bool) -> list[tuple[str, str]]:
+    """(hyper-parameter, what is wrong with it) of a search that is asked for; `limited`: its time is, as all is."""
+    if not settings.get("search"):
+        return []
+    faults = []
+    bounds = ("search_iterations", "search_seconds")
+    for key in ("search_memory", "search_rate", "search_share", *bounds):
+        value = settings[key]
+        if value is None and key in bounds:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            faults.append((key, f"{value!r} must be a number above 0"))
+        elif key == "search_share" and value >= 1:
+            faults.append((key, f"{value!r} is no share between 0 and 1"))
+    if not limited and all(settings[key] is None for key in bounds):
+        faults.append((", ".join(bounds), "one of them must say how long to search"))
+    return faults
 
 
 def largest(fits: Callable[[float], bool], most: float) -> float:
@@ -96,6 +130,7 @@ class Choice:
     folds: int
     training: float  # seconds of the whole stage
     left_out: dict[str, str] = field(default_factory=dict)
+    search: bool = False  # whether there is time to search for architectures before
 
 
 def least_seconds(candidates: Sequence[Candidate], room: Room, named: bool, folds: int = 1) -> float:
@@ -108,9 +143,9 @@ def least_seconds(candidates: Sequence[Candidate], room: Room, named: bool, fold
 def choose(candidates: Sequence[Candidate], folds: int, room: Room, *, named: bool, all_folds: bool) -> Choice | None:
     """What to train in the time there is; None where it is too little for anything.
 
-    The first family comes first: as many folds as get FOLD_STEPS each. Another family joins, with its planned steps,
-    where the first one has `enough` on all folds; what is left is the first one's. Families that were `named` are all
-    trained, sharing the time; `all_folds`: so are the folds.
+    The first family comes first: as many folds as get their steps each (FOLD_STEPS, FOLD_SHARE). Another family joins,
+    with its planned steps, where the first one has `enough` on all folds; what is left is the first one's. Families
+    that were `named` are all trained, sharing the time; `all_folds`: so are the folds.
     """
     if room.seconds < least_seconds(candidates, room, named, folds if all_folds else 1):
         return None
@@ -124,7 +159,8 @@ def choose(candidates: Sequence[Candidate], folds: int, room: Room, *, named: bo
         return Choice(seconds, {c.name: c.steps_in(seconds[c.name]) for c in taken}, n, training)
 
     side_by_side = min(folds, max(1, room.slots // len(taken)))
-    asked = [(n, FOLD_STEPS if n > side_by_side else LEAST_STEPS) for n in range(folds, 0, -1)]
+    each = max(FOLD_STEPS, int(FOLD_SHARE * first.steps))
+    asked = [(n, each if n > side_by_side else LEAST_STEPS) for n in range(folds, 0, -1)]
     fitting = [n for n, steps in asked if min(shared(n).steps.values()) >= steps]
     choice = shared(folds if all_folds else fitting[0] if fitting else 1)
     if named or choice.folds < folds:

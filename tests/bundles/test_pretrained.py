@@ -53,6 +53,23 @@ def test_a_bundle_says_how_its_network_is_built_but_not_for_which_data(tmp_path:
     assert find_weights(str(root), "dints") is None
 
 
+def test_an_architecture_that_was_searched_for_is_that_of_the_weights(tmp_path: Path) -> None:
+    root = bundle(tmp_path / "dints_0", name="dints", search=True, arch_code_a=[[0]], arch_code_c=[[0]], node_a=[[0]])
+    network = {"_target_": "X", "a": "@arch_code_a", "c": "@arch_code_c", "n": "@node_a"}
+    write_yaml(root / "configs" / "network.yaml", {"network_def": network}, versioned=False)
+    found = {"arch_code_a": [[1]], "arch_code_c": [[2]], "node_a": [[3]]}
+    (root / "architecture.json").write_text(json.dumps({**found, "steps": 5}))
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        for path in (path for path in root.rglob("*") if path.is_file()):
+            archive.write(path, path.relative_to(tmp_path))
+    for given in (root, tmp_path / "b.zip"):
+        weights = find_weights(str(given), "dints")
+        assert weights is not None and {key: weights.settings[key] for key in found} == found
+    (root / "architecture.json").write_text("{}")
+    with pytest.raises(InputError, match="its bundle cannot be read"):
+        find_weights(str(root), "dints")
+
+
 @pytest.mark.parametrize("value", ["$__import__('os').getcwd()", "@seed", ["%x"], {"_target_": "os.system"}, {"a": 1}])
 def test_nothing_of_a_bundle_s_settings_is_run(tmp_path: Path, value: Any) -> None:
     with pytest.raises(InputError, match=r"init_filters would be run or resolved"):

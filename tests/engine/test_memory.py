@@ -60,6 +60,22 @@ def test_a_batch_that_does_not_fit_is_taken_in_parts(make_bundle: MakeBundle, er
     assert again.run().parts == 4, "it is remembered"
 
 
+def test_where_several_processes_make_a_step_the_next_try_takes_less(make_bundle: MakeBundle) -> None:
+    root = make_bundle(num_images_per_batch=4)
+    first = Trainer(Bundle.load(root))
+    first.ranks.world = 2
+
+    def full() -> None:
+        raise ERRORS[0]
+
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            first._with_less(full, first.progress.take_less)
+    again = Trainer(Bundle.load(root))
+    assert again.run().parts == 4
+    assert (root / "models" / "checkpoint_less.json").is_file()
+
+
 def test_parts_have_the_gradient_of_the_whole(make_bundle: MakeBundle) -> None:
     """Of a loss that is a mean over patches; Dice over a batch is not one."""
     gradients = []

@@ -15,7 +15,10 @@ import pytest
 import torch
 
 from autoseg.engine.bundle import Bundle
+from autoseg.engine.checkpoints import before, load_checkpoint
 from autoseg.engine.patches import CountingSampler
+from autoseg.engine.progress import Progress
+from autoseg.execution.results import describe_failure, log_tail
 from autoseg.pipeline.training import torchrun
 from autoseg.workspace import read_json, read_yaml
 
@@ -25,7 +28,7 @@ SAME = {"dice_share": 0.0, "num_iterations": 6, "ema_decay": 0.5}
 
 
 def start(root: Path, processes: int) -> subprocess.Popen[bytes]:
-    command = torchrun(processes) if processes > 1 else (sys.executable,)
+    command = torchrun(str(processes)) if processes > 1 else (sys.executable,)
     with open(root / "output.log", "wb") as log:
         return subprocess.Popen([*command, str(root / "scripts" / "train.py"), "run"], stdout=log, stderr=log)
 
@@ -70,6 +73,61 @@ def test_a_killed_training_leaves_no_process_and_goes_on(make_bundle: MakeBundle
     _, alive = psutil.wait_procs(ranks, timeout=20)
     assert not alive
     assert close(train(torn, 2), train(whole, 2))
+
+
+def test_with_another_number_of_processes_a_training_by_epochs_sees_its_cases_as_often(make_bundle: MakeBundle) -> None:
+    root = make_bundle(num_images_per_batch=1, num_iterations=None, num_epochs=10, num_epochs_per_validation=1)
+    process = start(root, 2)
+    while not before(root / "models" / "checkpoint.pt").exists():  # after its second validation
+        assert process.poll() is None, (root / "output.log").read_text()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    epochs = load_checkpoint(root / "models" / "checkpoint.pt")["progress"]["step"] // 2
+    train(root, 1)
+    # of three cases an epoch has two steps in two processes, and three in one
+    assert f"resumed at step {3 * epochs} of " in (root / "output.log").read_text()
+    after = read_yaml(root / "progress.yaml")[-1]
+    assert epochs >= 2 and (after["epoch"], after["step"]) == (10, 30)
+
+
+def test_bad_input_keeps_its_exit_code_and_its_words(make_bundle: MakeBundle) -> None:
+    root = make_bundle(num_images_per_batch=1, **SAME)
+    (root / "configs" / "hyper_parameters.yaml").write_text("- 1\n")
+    process = start(root, 2)
+    assert process.wait() == 2
+    headline, _ = describe_failure(2, log_tail(root / "output.log"))
+    assert "hyper_parameters.yaml" in headline and "does not hold keys and values" in headline, headline
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_process_that_is_killed_ends_all_and_says_so(make_bundle: MakeBundle, processes: int) -> None:
+    root = make_bundle(num_images_per_batch=1, **{**SAME, "num_iterations": 4000})
+    with open(root / "output.log", "wb") as log:
+        script = [*torchrun(str(processes)), str(root / "scripts" / "train.py"), "run"]
+        process = subprocess.Popen(script, stdout=log, stderr=log)
+    while not (root / "metrics.jsonl").exists():
+        assert process.poll() is None, (root / "output.log").read_text()
+        time.sleep(0.05)
+    ranks = psutil.Process(process.pid).children()
+    assert len(ranks) == processes
+    ranks[-1].send_signal(signal.SIGKILL)
+    code = process.wait()
+    headline, _ = describe_failure(code, log_tail(root / "output.log"))
+    assert code == -signal.SIGKILL and headline.startswith("killed by SIGKILL"), headline
+    assert "was killed by signal 9" in (root / "output.log").read_text()
+    _, alive = psutil.wait_procs(ranks, timeout=20)
+    assert not alive
+
+
+def test_a_checkpoint_that_does_not_know_its_epochs_is_taken_as_it_stands() -> None:
+    progress = Progress(step=400, best_step=300)
+    progress.go_on_with(8, by_epochs=True)
+    assert (progress.step, progress.best_step, progress.epoch_steps) == (400, 300, 8)
+    progress.go_on_with(4, by_epochs=True)
+    assert (progress.step, progress.best_step) == (200, 150)
+    progress.go_on_with(8, by_epochs=False)
+    assert progress.step == 200
 
 
 @pytest.mark.parametrize("step", [0, 3])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from monai.bundle import ConfigParser
 
 from autoseg.bundles.marks import architecture_file
 from autoseg.engine import entry
@@ -38,6 +41,9 @@ def test_what_is_found_is_what_is_trained(make: Callable[..., Bundle]) -> None:
         key: found[key] for key in ("arch_code_a", "arch_code_c", "node_a")
     }
     assert found["arch_code_a"] != fixed
+    told = ConfigParser(ConfigParser.load_config_file(str(bundle.root / "configs" / "train.yaml")))
+    told["bundle_root"] = str(bundle.root)
+    assert told.get_parsed_content("arch_code_a") == found["arch_code_a"], "for MONAI's tools, too"
     again.trained_network()  # its weights are those of the found architecture
     assert Bundle.load(bundle.root, {"search": False}).settings["arch_code_a"] == fixed
     assert (bundle.root / "docs" / "architecture.svg").read_text().startswith("<svg")
@@ -68,6 +74,38 @@ def test_a_search_that_was_cut_off_ends_as_one_that_was_not(
     assert resumed.run()["steps"] == 5
     for one, other in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
         assert one.equal(other)
+
+
+def test_one_of_other_settings_begins_anew(make: Callable[..., Bundle], caplog: pytest.LogCaptureFixture) -> None:
+    bundle = make()
+    begun = ArchitectureSearch(bundle)
+    begun.step, begun._resumed = 3, time.monotonic()
+    begun._keep()
+    other = ArchitectureSearch(Bundle.load(bundle.root, {"search_rate": 0.5}))
+    other._resume()
+    assert other.step == 0 and "begins anew" in caplog.text
+    longer = ArchitectureSearch(Bundle.load(bundle.root, {"search_iterations": 9}))
+    longer._resume()
+    assert longer.step == 3
+
+
+def test_where_memory_runs_out_it_goes_on_with_less(
+    make: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    search = ArchitectureSearch(make(num_images_per_batch=2))
+    sizes: list[tuple[int, ...]] = []
+    segment = ArchitectureSearch._segment
+
+    def cramped(self: ArchitectureSearch, batch: dict[str, Any]) -> Any:
+        sizes.append(tuple(batch["image"].shape))
+        if len(batch["image"]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return segment(self, batch)
+
+    monkeypatch.setattr(ArchitectureSearch, "_segment", cramped)
+    assert search.run()["steps"] == 5
+    assert [size[0] for size in sizes[:3]] == [2, 1, 1]
+    assert "1 of 2 patches a step" in caplog.text
 
 
 def test_edges_and_operations_learn_and_the_weights_first(make: Callable[..., Bundle]) -> None:

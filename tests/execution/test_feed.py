@@ -311,7 +311,7 @@ def test_without_a_slot_left_the_feed_is_asked_no_more(room: Room) -> None:
         lost_gpus=lambda slots: {slot.gpu: "GPU is lost" for slot in slots if slot.gpu},
     )
     assert feed.told == [("t0", "failed"), ("t1", "failed")] and len(feed.left) == 3
-    assert all("too few GPUs are left" in (result.error or "") for result in results.values())
+    assert all("no GPU is left" in (result.error or "") for result in results.values())
 
 
 TRAINING = """

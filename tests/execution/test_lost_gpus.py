@@ -113,16 +113,25 @@ def test_without_a_gpu_the_rest_fails_with_the_reason(machine: MakeMachine) -> N
     found = machine(gone=["0", "1", "2"])
     results = found.run(found.jobs(5), max_tries=3)
     assert {result.status for result in results.values()} == {"failed"}
-    assert {result.error for result in results.values()} == {f"too few GPUs are left (0): {LOST}"}
+    assert {result.error for result in results.values()} == {f"no GPU is left: {LOST}"}
     assert [event.facts["again"] for event in found.events if event.kind == "job_failed"] == [False] * 5
     assert sorted(found.heard) == ["0", "1", "2"] and len(found.told("warning")) == 3
 
 
-def test_a_wide_job_fails_where_too_few_are_left_and_the_others_go_on(machine: MakeMachine) -> None:
+def test_a_wide_job_goes_on_over_the_gpus_that_are_left(machine: MakeMachine) -> None:
     found = machine(gone=["2"])
     results = found.run([*found.jobs(1, gpus=3), *[job for job in found.jobs(3) if job.id != "j0"]])
-    assert {name: result.status for name, result in results.items()} == {"j0": "failed", "j1": "done", "j2": "done"}
-    assert results["j0"].error == f"too few GPUs are left (2): {LOST}"
+    assert all((result.status, result.tries) == ("done", 1) for result in results.values())
+    assert found.tries["j0"] == ["0,1,2", "0,1"]
+
+
+def test_it_does_not_wait_for_another_wide_one_to_end(machine: MakeMachine) -> None:
+    """Of four GPUs two jobs have two each; where one is lost, one is left to each of its job's, and is enough."""
+    found = machine(gone=["0"])
+    four = [Slot(f"gpu{i}", "cuda", 2, str(i), name="NVIDIA H200") for i in range(4)]
+    results = found.run(found.jobs(2, gpus=2), four)
+    assert all((result.status, result.tries) == ("done", 1) for result in results.values())
+    assert found.tries == {"j0": ["0,1", "1"], "j1": ["2,3"]}
 
 
 def test_all_slots_of_a_shared_gpu_go_with_it(machine: MakeMachine) -> None:

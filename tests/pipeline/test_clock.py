@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -122,11 +123,15 @@ def test_the_real_clock_runs(tmp_path: Path) -> None:
 
 def test_the_best_members_that_are_in_time_are_kept() -> None:
     board = [LeaderboardEntry("a", fold, "done", dice) for fold, dice in enumerate((0.7, 0.9, 0.8))]
-    kept, late = in_time(board, 25.0, {"a": 10.0})
+    ranks = {entry.name: entry.mean_dice for entry in board}
+    kept, late = in_time(board, 25.0, {"a": 10.0}, ranks)
     assert [entry.fold for entry in kept] == [1, 2]
     assert [name for name, _ in late] == ["a_0"]
-    assert [entry.fold for entry in in_time(board, -5.0, {"a": 10.0})[0]] == [1]  # a result there must be
-    assert in_time(board, 30.0, {"a": 10.0}) == (board, [])
+    assert [entry.fold for entry in in_time(board, -5.0, {"a": 10.0}, ranks)[0]] == [1]  # a result there must be
+    assert in_time(board, 30.0, {"a": 10.0}, ranks) == (board, [])
+    refit = LeaderboardEntry("a", 3, "done", math.nan)  # on all cases: ranked by its family
+    kept, _ = in_time([*board, refit], 25.0, {"a": 10.0}, {**ranks, "a_3": 0.85})
+    assert [entry.fold for entry in kept] == [1, 3]
 
 
 @pytest.mark.parametrize(("jobs", "slots"), [(5, 2), (5, 4), (10, 4), (3, 2)])

@@ -23,6 +23,7 @@ from autoseg.engine.foreign import open_bundle
 from autoseg.engine.predictor import Predictor
 from autoseg.errors import InputError, NoResultError
 from autoseg.pipeline import RunResult, ensemble, generate, predict, predicting, run
+from autoseg.pipeline.dry import look_ahead
 from autoseg.pipeline.inputs import UNSEEN
 from autoseg.pipeline.session import Session, open_session
 from autoseg.pipeline.training import training_jobs
@@ -215,6 +216,39 @@ def test_where_time_is_limited_it_is_ended_and_what_it_has_saved_counts(odd_path
     assert any("as many steps as it makes" in event.message for event in events if event.kind == "forecast")
     log = (Path(config.work_dir) / "jobs" / "tinynet_0" / "output.log").read_text()
     assert "its time is over" in log and "tinynet: epoch 2" in log
+
+
+def test_networks_on_all_cases_are_of_our_families_alone(odd_path: Path) -> None:
+    """A foreign template must have cases to validate on."""
+    datalist = make_demo_data(odd_path / "data", training=4, testing=0, shape=(28, 26, 20), labels=(1, 3))
+    config = replace(configure(odd_path, datalist, ["tinynet", "segresnet"]), refit=1)
+    events: list[Event] = []
+    names = [bundle.name for bundle in generate(config, events.append)]
+    assert names == ["tinynet_0", "tinynet_1", "segresnet_0", "segresnet_1", "segresnet_2"]
+    assert any("tinynet is trained on folds alone" in event.message for event in events)
+    standing = replace(config, algo_gen=False)
+    assert [bundle.name for bundle in generate(standing)] == names
+
+
+def test_a_dry_run_names_what_is_not_written_yet_also_where_time_is_limited(odd_path: Path) -> None:
+    datalist = make_demo_data(odd_path / "data", training=4, testing=0, shape=(28, 26, 20), labels=(1, 3))
+    config = replace(configure(odd_path, datalist, ["tinynet", "segresnet"]), time_limit=300.0)
+    ahead = look_ahead(config, lambda event: None)
+    names = {row.id for row in ahead.jobs if "preprocess" not in row.id}
+    assert names == {"tinynet_0", "tinynet_1", "segresnet_0", "segresnet_1"}
+    assert any("is chosen when their speeds have been measured" in note for note in ahead.notes)
+    unnamed = replace(config, algos=None)
+    assert not [row for row in look_ahead(unnamed, lambda event: None).jobs if row.id == "tinynet_0"]
+
+
+def test_one_that_says_nothing_within_its_time_gives_signs_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(foreign_training, "SIGN_SECONDS", 0.2)
+    caplog.set_level("INFO")
+    silent = [sys.executable, "-c", "import time; time.sleep(1)"]
+    assert foreign_training._run(silent, tmp_path, time.time() + 60.0) == 0
+    assert caplog.text.count("it trains, and has") >= 3
 
 
 def test_where_it_is_not_named_and_time_is_limited_it_is_left_out(odd_path: Path) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from autoseg.config import RunConfig
+from autoseg.config import RunConfig, load_config
+from autoseg.demo import make_demo_data
 from autoseg.devices import Devices, Gpu
 from autoseg.errors import NoResultError
-from autoseg.pipeline import pace, training
+from autoseg.pipeline import generate, pace, searching, training
 from autoseg.pipeline.clock import Clock, Deadlines
+from autoseg.pipeline.prepare import stored_datalist
 from autoseg.pipeline.session import Session, silent
 from autoseg.records import Datalist, Job, JobResult, Slot, Speed
 from autoseg.workspace import Workspace, write_json
@@ -136,3 +139,18 @@ def test_trainings_take_several_gpus_only_where_there_are_more_gpus(
     assert training.gpus_a_job(session, jobs) == each
     session.config = replace(session.config, multigpu=False)
     assert training.gpus_a_job(session, jobs) == min(1, gpus)
+
+
+def test_such_a_training_runs_by_torchrun_and_a_search_on_one_gpu(make_session: MakeSession, tmp_path: Path) -> None:
+    datalist = make_demo_data(tmp_path / "data", training=4, testing=0, shape=(24, 24, 20))
+    given = {"work_dir": str(tmp_path / "run"), "datalist": str(datalist), "modality": "MRI", "num_fold": 2}
+    bundles = generate(load_config(given, algos=["dints"], settings={"search": True}))
+    session = make_session(8)
+    listed = stored_datalist(Workspace(tmp_path / "run"))
+    for job in training.training_jobs(session, bundles, listed):
+        assert job.argv[:5] == (sys.executable, "-m", "autoseg.engine", "torchrun", "gpu")
+        assert job.argv[5] == str(Path(job.cwd) / "scripts" / "train.py") and job.resources.gpus == 4
+    assert {job.resources.gpus for job in searching.search_jobs(session, bundles, listed)} == {1}
+    session.config = replace(session.config, multigpu=False)
+    alone = training.training_jobs(session, bundles, listed)
+    assert all(job.argv[1].endswith("train.py") and job.resources.gpus == 1 for job in alone)

@@ -17,7 +17,9 @@ from autoseg.devices import detect_devices
 from autoseg.errors import InputError
 from autoseg.pipeline import generate, run, train, tune_ahead
 from autoseg.pipeline.pace import _may_narrow
+from autoseg.pipeline.prepare import families, ours
 from autoseg.pipeline.session import Session
+from autoseg.pipeline.starting import refuse_bad_start
 from autoseg.records import Event
 from autoseg.workspace import Workspace, read_json, read_yaml
 
@@ -168,6 +170,19 @@ def test_a_work_dir_without_the_family_is_refused_where_it_was_named_for_it(earl
     plain = given(datalist.parent / "run", datalist, algos=["segresnet", "dints"])
     with pytest.raises(InputError, match="holds no weights of dints"):
         generate(load_config({**plain, "family_settings": {"dints": {"pretrained": str(earlier)}}}))
+
+
+def test_beside_weights_nothing_is_searched(earlier: Path, datalist: Path) -> None:
+    """Those of SegResNet, which has no search, and of no DiNTS, say nothing against one."""
+    plain = given(datalist.parent / "run", datalist, algos=["segresnet", "dints"], settings={"search": True})
+    config = load_config({**plain, "pretrained": str(earlier)})
+    folders = ours(families(config))
+    refuse_bad_start(config, folders)
+    state = datalist.parent / "w.pt"
+    torch.save({"a": torch.zeros(1)}, state)
+    with pytest.raises(InputError) as refused:
+        refuse_bad_start(replace(config, pretrained=str(state)), folders)
+    assert [(f.field, "none is searched" in f.message) for f in refused.value.faults] == [("--set dints.search", True)]
 
 
 def test_networks_of_weights_are_not_made_narrower_where_time_is_short(earlier: Path, datalist: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 
@@ -10,13 +11,16 @@ from autoseg.devices import makespan
 from autoseg.planning.budget import (
     FOLD_STEPS,
     LEAST_STEPS,
+    SEARCH_START,
     Candidate,
     Choice,
     Room,
     choose,
     least_seconds,
     seconds_a_share,
+    share_out,
 )
+from autoseg.planning.plan import BY_USER, Plan
 from autoseg.records import Speed
 
 QUICK = Candidate("segresnet", Speed(5.0, 0.5, 1.0), steps=1000, enough=3000, cases=8, share=3.0)
@@ -46,6 +50,38 @@ def test_makespan(costs: list[float], slots: int, end: float) -> None:
 def test_shares_fill_the_time() -> None:
     unit = seconds_a_share(600.0, [3, 1, 3, 1, 3, 1], 2)
     assert makespan([3 * unit, unit] * 3, 2) == pytest.approx(600.0)
+
+
+def plan(share: float, **settings: Any) -> Plan:
+    made = Plan(share=share)
+    for key, value in settings.items():
+        made.set(key, value, BY_USER)
+    return made
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 4])
+@pytest.mark.parametrize("said", [{}, {"search_seconds": 90.0}])
+def test_minutes_are_shared_by_searches_and_trainings(slots: int, said: dict[str, float]) -> None:
+    plans = {"segresnet": plan(3.0), "dints": plan(1.0, **said), "other": plan(1.0, betas=1)}
+    settings = {
+        "segresnet": {},
+        "dints": {"search": True, "search_share": 0.3, "search_seconds": None, **said},
+    }
+    share_out(3600.0, plans, settings, 3, slots)
+    assert plans["other"].settings == {"betas": 1}, "of a foreign template"
+    found = {name: plans[name].settings for name in settings}
+    assert found["segresnet"]["num_epochs"] is None
+    # a training's budget is its part less start and last validation: 15 s and a twentieth of it, a minute at most
+    own = {name: min(s + 60, (s + 15) / 0.95) for name, s in ((n, f["max_seconds"]) for n, f in found.items())}
+    searches = makespan([found["dints"]["search_seconds"] + SEARCH_START] * 3, slots)
+    trainings = makespan([own["segresnet"], own["dints"], own["segresnet"] / 3] * 3, slots)
+    assert searches + trainings == pytest.approx(3600.0, abs=2.0)
+
+
+def test_what_the_user_sets_of_the_time_stays() -> None:
+    plans = {"segresnet": plan(1.0, num_epochs=5)}
+    share_out(3600.0, plans, {"segresnet": {"num_epochs": 5}}, 1, 1)
+    assert plans["segresnet"].settings == {"num_epochs": 5, "max_seconds": 3540.0}
 
 
 def test_too_little_time_gives_nothing_and_the_least_is_enough() -> None:
