@@ -1,0 +1,324 @@
+"""autoseg against nnU-Net: the same cases, the same machine, the same minutes, scored alike on the same unseen cases.
+
+    .venv/bin/python benchmarks/versus_nnunet.py --minutes 2 5 15 45            # hippocampus, fold 0 is unseen
+    .venv/bin/python benchmarks/versus_nnunet.py --minutes 5 --unseen testing   # the listed testing cases are
+    .venv/bin/python benchmarks/versus_nnunet.py --minutes 5 --data anisotropic # generated: see KINDS
+
+nnU-Net is installed into a virtual environment of its own (`<work_dir>/venv`, torch as ours is pinned). It gets
+3d_fullres on all cases that may be learned from (fold `all`). How many iterations fit is measured before its clock
+starts, with a few of them and a prediction; then plan, preprocessing, training and prediction count, as autoseg's
+whole call does. Its learning rate is annealed to the end: in epochs of 250 iterations, or one of fewer where the time
+is shorter. Threads and allocator are the same for both. What was trained and scored is kept by tool and budget: the
+same command goes on where it was ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from hippocampus_data import DATA, missing
+
+from autoseg.datalist import load_datalist
+from autoseg.demo import make_demo_data
+from autoseg.devices import available_cores, detect_devices, job_environment
+from autoseg.evaluation import evaluate_pairs
+from autoseg.evaluation.statistics import bootstrap_mean
+from autoseg.records import Case, Datalist
+from autoseg.workspace import read_json, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+NNUNET = "nnunetv2==2.8.1"
+EPOCH = 250  # iterations of nnU-Net
+TRIED = 6  # iterations by which its speed is measured, the first two apart
+KINDS: dict[str, dict[str, Any]] = {
+    "anisotropic": {"shape": (64, 64, 20), "spacing": (0.8, 0.8, 3.0), "training": 24, "testing": 16},
+    "channels": {"shape": (48, 48, 40), "channels": 3, "training": 24, "testing": 16},
+    "lesions": {"shape": (80, 80, 64), "labels": (1, 2), "training": 24, "testing": 16},
+    "classes": {"shape": (56, 56, 48), "labels": (1, 2, 3, 4, 5), "training": 24, "testing": 16},
+}
+# what nnU-Net's own trainer is told: its length, no validation of cases that it has learned from, its seconds a step
+TRAINER = """
+import json, os, time
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+
+class VersusTrainer(nnUNetTrainer):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.num_epochs = int(os.environ["VERSUS_EPOCHS"])
+        self.num_iterations_per_epoch = int(os.environ["VERSUS_ITERATIONS"])
+        self.num_val_iterations_per_epoch = 1
+        self.ends = []
+
+    def train_step(self, batch):
+        found = super().train_step(batch)
+        self.ends.append(time.time())
+        return found
+
+    def perform_actual_validation(self, save_probabilities=False):
+        with open(os.environ["VERSUS_TIMES"], "w") as file:
+            json.dump(self.ends, file)
+"""
+
+
+def main() -> int:
+    """Train what is not trained yet, score, print the table; exit code 1 where the data are missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, nargs="+", default=[2.0, 5.0])
+    parser.add_argument("--data", choices=["hippocampus", *KINDS], default="hippocampus")
+    parser.add_argument("--unseen", choices=["fold", "testing"], default="fold")
+    parser.add_argument("--tools", nargs="+", choices=["autoseg", "nnunet"], default=["autoseg", "nnunet"])
+    parser.add_argument("--work_dir", type=Path, default=Path("work_dirs/versus"))
+    parser.add_argument("--venv", type=Path, help="an environment that has nnU-Net; default: one is made")
+    given = parser.parse_args()
+    home = given.work_dir.absolute() / f"{given.data}_{given.unseen}"
+    if given.data == "hippocampus":
+        if missing(DATA):
+            return 1
+        source = DATA / "datalist.json"
+    else:
+        source = make_demo_data(home / "data", **KINDS[given.data])
+    datalist = divided(source, home / "datalist.json", given.unseen)
+    print(f"{given.data}: {len(datalist.training)} cases to learn from, {len(datalist.testing)} unseen", flush=True)
+    found: dict[tuple[str, float], dict[str, Any]] = {}
+    for minutes in given.minutes:
+        for tool in given.tools:
+            folder = home / f"{tool}_{minutes:g}"
+            result = folder / "result.json"
+            if not result.is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                run = Autoseg(home, folder) if tool == "autoseg" else NnUNet(home, folder, datalist, given)
+                seconds, facts = run(60.0 * minutes)
+                scores = scored(datalist, folder / "predictions")
+                write_json(result, {"seconds": round(seconds, 1), **facts, "cases": scores})
+            found[tool, minutes] = read_json(result)
+            print(row(tool, minutes, found[tool, minutes], datalist), flush=True)
+    print_table(found, given.minutes, datalist)
+    return 0
+
+
+def divided(source: Path, target: Path, unseen: str) -> Datalist:
+    """A datalist of the cases to learn from, as `training` without folds, and of the unseen ones, as `testing`."""
+    whole = load_datalist(source)
+    held_out = whole.testing if unseen == "testing" else tuple(c for c in whole.training if c.fold == 0)
+    learn = [case for case in whole.training if case not in held_out]
+    if not held_out:
+        raise SystemExit(f"{source}: no fold 0 is given, use --unseen testing")
+    labels = {"0": "background", **{str(value): name for value, name in whole.labels.items()}}
+    listed = {part: [plain(case) for case in cases] for part, cases in (("training", learn), ("testing", held_out))}
+    write_json(target, {"labels": labels, **listed})
+    return load_datalist(target)
+
+
+def plain(case: Case) -> dict[str, Any]:
+    return {"image": list(case.image) if len(case.image) > 1 else case.image[0], "label": case.label}
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Threads and allocator, the same for both tools."""
+    gpus = tuple(gpu.index for gpu in detect_devices().gpus)
+    return {**os.environ, **job_environment(gpus, available_cores()), **more}
+
+
+def command(argv: Sequence[str | Path], log: Path, env: Mapping[str, str], well: Sequence[int] = (0,)) -> float:
+    """Run a process to its end, which must be one of the exit codes `well`; returns its seconds."""
+    started = time.monotonic()
+    with open(log, "ab") as file:
+        code = subprocess.run([str(word) for word in argv], stdout=file, stderr=file, env=dict(env)).returncode
+    if code not in well:
+        raise SystemExit(f"exit code {code}: {' '.join(map(str, argv))} (log: {log})")
+    return time.monotonic() - started
+
+
+class Autoseg:
+    """`autoseg run` as a user calls it, with the time limit, and no other setting."""
+
+    def __init__(self, home: Path, folder: Path):
+        self.home, self.folder = home, folder
+
+    def __call__(self, limit: float) -> tuple[float, dict[str, Any]]:
+        """(seconds of the call, facts)."""
+        work_dir = self.folder / "run"
+        argv: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "autoseg",
+            "run",
+            "--datalist",
+            self.home / "datalist.json",
+            "--modality",
+            "MRI",
+        ]
+        argv += ["--work_dir", work_dir, "--time_limit", f"{limit:g}s"]
+        # 3: a valid result although a job failed
+        seconds = command(argv, self.folder / "output.log", environment(), well=(0, 3))
+        shutil.copytree(work_dir / "ensemble_output", self.folder / "predictions")
+        board = read_json(work_dir / "leaderboard.json")["entries"]
+        return seconds, {"networks": len(board), "steps": [entry["steps"] for entry in board]}
+
+
+class NnUNet:
+    """nnU-Net's three commands: plan and preprocess, train on all cases, predict."""
+
+    def __init__(self, home: Path, folder: Path, datalist: Datalist, given: argparse.Namespace):
+        self.home, self.folder, self.datalist = home, folder, datalist
+        self.bin = (given.venv or given.work_dir.absolute() / "venv") / "bin"
+        if not (self.bin / "nnUNetv2_train").is_file():
+            install(self.bin.parent, given.work_dir.absolute() / "install.log")
+        self.device = "cuda" if detect_devices().gpus else "cpu"
+
+    def __call__(self, limit: float) -> tuple[float, dict[str, Any]]:
+        """(seconds of the three commands, facts)."""
+        speed = self.home / "nnunet_speed.json"
+        if not speed.is_file():
+            write_json(speed, self._measured())
+        known = read_json(speed)
+        raw(self.datalist, self.folder / "raw")
+        planning = self._plan()
+        left = limit - planning - known["start"] - known["predict"]
+        iterations = max(1, int(left / known["iteration"]))
+        if left < known["iteration"]:
+            print(f"  {limit:g} s are too short for nnU-Net's plan and prediction: it gets one iteration", flush=True)
+        epochs = max(1, round(iterations / EPOCH))
+        training, _ = self._train(epochs, max(1, iterations // epochs))
+        seconds = planning + training + self._predict()
+        return seconds, {"epochs": epochs, "iterations": epochs * max(1, iterations // epochs)}
+
+    def _measured(self) -> dict[str, float]:
+        """Seconds of an iteration, of a training's start and end, of the prediction: before the clock runs."""
+        own, self.folder = self.folder, self.home / "nnunet_speed"
+        shutil.rmtree(self.folder, ignore_errors=True)
+        raw(self.datalist, self.folder / "raw")
+        self._plan()
+        seconds, ends = self._train(1, TRIED)
+        iteration = fmean(after - before for before, after in pairwise(ends[2:]))
+        found = {"iteration": iteration, "start": seconds - TRIED * iteration, "predict": self._predict()}
+        self.folder = own
+        return found
+
+    def _environment(self, **more: str) -> dict[str, str]:
+        folders = {f"nnUNet_{part}": str(self.folder / part) for part in ("raw", "preprocessed", "results")}
+        trainers = self.folder / "trainer"
+        trainers.mkdir(exist_ok=True)
+        (trainers / "VersusTrainer.py").write_text(TRAINER, "utf-8")
+        cores = str(available_cores())
+        told = {"nnUNet_extTrainer": str(trainers), "nnUNet_n_proc_DA": cores, "nnUNet_def_n_proc": cores}
+        length = {"VERSUS_EPOCHS": "1", "VERSUS_ITERATIONS": "1", "VERSUS_TIMES": str(self.folder / "times.json")}
+        return environment(**folders, **told, **length, **more)
+
+    def _plan(self) -> float:
+        cores = str(available_cores())
+        argv = [self.bin / "nnUNetv2_plan_and_preprocess", "-d", "1", "-c", "3d_fullres", "-np", cores, "-npfp", cores]
+        return command(argv, self.folder / "output.log", self._environment())
+
+    def _train(self, epochs: int, iterations: int) -> tuple[float, list[float]]:
+        argv = [self.bin / "nnUNetv2_train", "1", "3d_fullres", "all", "-tr", "VersusTrainer", "-device", self.device]
+        length = {"VERSUS_EPOCHS": str(epochs), "VERSUS_ITERATIONS": str(iterations)}
+        seconds = command(argv, self.folder / "output.log", self._environment(**length))
+        return seconds, json.loads((self.folder / "times.json").read_text("utf-8"))
+
+    def _predict(self) -> float:
+        argv = [self.bin / "nnUNetv2_predict", "-d", "1", "-c", "3d_fullres", "-f", "all", "-tr", "VersusTrainer"]
+        argv += ["-i", self.folder / "raw" / "Dataset001_versus" / "imagesTs", "-o", self.folder / "predictions"]
+        argv += ["-device", self.device, "-npp", "1", "-nps", "1"]
+        return command(argv, self.folder / "output.log", self._environment())
+
+
+def install(venv: Path, log: Path) -> None:
+    """nnU-Net in an environment of its own, with the torch that constraints.txt pins."""
+    pins = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    torch = next(line for line in pins if line.startswith("torch=="))
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"installing {NNUNET} into {venv}", flush=True)
+    command([sys.executable, "-m", "venv", venv], log, os.environ)
+    command([venv / "bin" / "python", "-m", "pip", "install", "-q", torch, NNUNET], log, os.environ)
+
+
+def raw(datalist: Datalist, folder: Path) -> None:
+    """The cases as nnU-Net's raw folder: links, no copies; label values without gaps."""
+    home = folder / "Dataset001_versus"
+    for part in ("imagesTr", "labelsTr", "imagesTs"):
+        (home / part).mkdir(parents=True)
+    for images, cases in (("imagesTr", datalist.training), ("imagesTs", datalist.testing)):
+        for case in cases:
+            for number, path in enumerate(case.image):
+                (home / images / f"{case.id}_{number:04d}.nii.gz").symlink_to(path)
+    for case in datalist.training:
+        (home / "labelsTr" / f"{case.id}.nii.gz").symlink_to(str(case.label))
+    if sorted(datalist.labels) != list(range(1, 1 + len(datalist.labels))):
+        raise SystemExit("nnU-Net takes labels 1, 2, ... alone")
+    channels = {str(number): "MRI" for number in range(len(datalist.training[0].image))}
+    labels = {"background": 0, **{name: value for value, name in datalist.labels.items()}}
+    described = {"channel_names": channels, "labels": labels, "file_ending": ".nii.gz"}
+    (home / "dataset.json").write_text(json.dumps({**described, "numTraining": len(datalist.training)}), "utf-8")
+
+
+def scored(datalist: Datalist, predictions: Path) -> list[dict[str, Any]]:
+    """A row a case and label: Dice and the 95 % Hausdorff distance, as `autoseg evaluate` gives them."""
+    pairs = []
+    for case in datalist.testing:
+        alone, in_folder = f"{case.id}.nii.gz", f"{case.id}/{case.id}_ensemble.nii.gz"
+        found = predictions / (alone if (predictions / alone).is_file() else in_folder)
+        pairs.append((case.id, str(found), str(case.label)))
+    evaluation = evaluate_pairs(pairs, labels=datalist.labels, workers=available_cores())
+    return [{"case": r.case, "label": r.label, "dice": r.dice, "hd95": r.hd95} for r in evaluation.cases]
+
+
+def by_case(result: Mapping[str, Any]) -> dict[str, float]:
+    """Mean Dice of every case over its labels."""
+    cases: dict[str, list[float]] = {}
+    for entry in result["cases"]:
+        if entry["dice"] is not None:
+            cases.setdefault(entry["case"], []).append(entry["dice"])
+    return {case: fmean(values) for case, values in cases.items()}
+
+
+def row(tool: str, minutes: float, result: Mapping[str, Any], datalist: Datalist) -> str:
+    """A line of the table: Dice by class and in the mean, HD95, and what the time was used for."""
+    rows = result["cases"]
+    classes = [
+        fmean(r["dice"] for r in rows if r["label"] == value and r["dice"] is not None) for value in datalist.labels
+    ]
+    distances = [r["hd95"] for r in rows if r["hd95"] is not None]
+    missed = f" ({len(rows) - len(distances)} without)" if len(distances) < len(rows) else ""
+    far = f"{fmean(distances):.2f}" if distances else ""
+    facts = {key: value for key, value in result.items() if key not in ("cases", "seconds", "schema_version")}
+    used = "; ".join(f"{key} {value}" for key, value in facts.items())
+    dice = " | ".join(f"{value:.4f}" for value in [*classes, fmean(by_case(result).values())])
+    return f"| {minutes:g} | {tool} | {dice} | {far}{missed} | {result['seconds']:.0f} s; {used} |"
+
+
+def print_table(found: Mapping[tuple[str, float], Any], minutes: Sequence[float], datalist: Datalist) -> None:
+    """All of it in Markdown, and the paired difference at every budget with its 95 % interval."""
+    names = " | ".join(datalist.labels.values())
+    print(f"\n| minutes | tool | {names} | mean Dice | HD95 mm | used |")
+    print("| --- |" + " --- |" * (len(datalist.labels) + 4))
+    for (tool, budget), result in found.items():
+        print(row(tool, budget, result, datalist))
+    print()
+    for budget in minutes:
+        if ("autoseg", budget) in found and ("nnunet", budget) in found:
+            ours, theirs = by_case(found["autoseg", budget]), by_case(found["nnunet", budget])
+            mean, low, high = bootstrap_mean([ours[case] - value for case, value in theirs.items()])
+            wins = sum(ours[case] > value for case, value in theirs.items())
+            print(
+                f"{budget:g} minutes: autoseg - nnU-Net {mean:+.4f} [{low:+.4f}, {high:+.4f}], "
+                f"better in {wins} of {len(theirs)} cases"
+            )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
