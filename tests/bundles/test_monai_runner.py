@@ -77,7 +77,7 @@ def test_monai_s_runner_trains_and_ensembles_segresnet(tmp_path: Path) -> None:
     stats = read_statistics(read_yaml(work / "datastats.yaml"))
     assert (stats.n_cases, stats.channels, len(stats.intensity), stats.label_values) == (4, 2, 2, (0, 1, 2))
     assert stats.shape_median == (32, 28, 24)
-    assert read_json(work / "segresnet_0" / "scores.json")["steps"] == 2
+    assert read_json(work / "segresnet_0" / "scores.json")["steps"] == 4
 
 
 @pytest.mark.slow

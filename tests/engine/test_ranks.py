@@ -83,12 +83,14 @@ def test_with_another_number_of_processes_a_training_by_epochs_sees_its_cases_as
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    epochs = load_checkpoint(root / "models" / "checkpoint.pt")["progress"]["step"] // 2
+    files = root / "models" / "checkpoint.pt", before(root / "models" / "checkpoint.pt")
+    last = next(path for path in files if path.exists())  # killed between the two, it has the older one alone
+    epochs = load_checkpoint(last)["progress"]["step"] // 2
     train(root, 1)
     # of three cases an epoch has two steps in two processes, and three in one
     assert f"resumed at step {3 * epochs} of " in (root / "output.log").read_text()
     after = read_yaml(root / "progress.yaml")[-1]
-    assert epochs >= 2 and (after["epoch"], after["step"]) == (10, 30)
+    assert epochs >= 1 and (after["epoch"], after["step"]) == (10, 30)
 
 
 def test_bad_input_keeps_its_exit_code_and_its_words(make_bundle: MakeBundle) -> None:

@@ -134,7 +134,7 @@ def test_a_condition_that_is_decided_is_none() -> None:
     assert "momentum" in parameters and not [name for name in parameters if "[" in name]
     assert "momentum" not in domains(optimizer="adamw") or "momentum[optimizer=sgd]" in domains()
     by_plan = domains({"optimizer": None}, optimizer="adamw")
-    assert "momentum" not in by_plan and by_plan["learning_rate"]["high"] == pytest.approx(0.009)
+    assert "momentum" not in by_plan and by_plan["learning_rate"]["high"] == pytest.approx(0.006)
 
 
 def test_relative_bounds_keep_kind_and_multiples() -> None:
@@ -168,7 +168,7 @@ def test_the_user_narrows_widens_adds_fixes_and_takes_out(tmp_path: Path) -> Non
         "lr_schedule: constant\n"
         "affine_rotation: {low: 0.0, high: 1.0, step: 0.3}\n"
         "segresnet:\n"
-        "  init_filters: {choices: [8, 24]}\n"
+        "  init_filters: {choices: [12, 24]}\n"
         "  learning_rate: {low: 1e-3, high: 1e-3}\n"
         "  gradient_clip: [{low: 1, high: 10, when: {optimizer: sgd}}, {value: 5.0}]\n"
     )
@@ -176,15 +176,15 @@ def test_the_user_narrows_widens_adds_fixes_and_takes_out(tmp_path: Path) -> Non
     assert found["weight_decay"] == {"low": 1e-6, "high": 1e-3, "log": True, "step": None}
     assert "loss" not in found and found["lr_schedule"] == {"choices": ["constant"]}
     assert found["affine_rotation"] == {"low": 0.0, "high": 0.9, "log": False, "step": 0.3}
-    assert found["init_filters"] == {"choices": [8, 24]}
+    assert found["init_filters"] == {"choices": [12, 24]}
     assert found["gradient_clip[optimizer=sgd]"] == {"low": 1.0, "high": 10.0, "log": False, "step": None}
     space = bound(file)
     differs = space.default_differs("segresnet")
-    expected = {"lr_schedule": ("cosine", "constant"), "affine_rotation": (0.35, 0.3), "init_filters": (16, 8)}
+    expected = {"lr_schedule": ("cosine", "constant"), "affine_rotation": (0.35, 0.3), "init_filters": (8, 12)}
     expected["weight_decay"] = (0.05, 0.001)
-    assert differs == {**expected, "learning_rate": (0.003, 0.001), "gradient_clip": (1.0, 5.0)}
+    assert differs == {**expected, "learning_rate": (0.002, 0.001), "gradient_clip": (1.0, 5.0)}
     default = space.default("segresnet")
-    assert "lr_schedule" not in default and "learning_rate" not in default and default["init_filters"] == 8
+    assert "lr_schedule" not in default and "learning_rate" not in default and default["init_filters"] == 12
     overrides = space.suggest(FixedTrial(default)).overrides
     assert (overrides["lr_schedule"], overrides["learning_rate"], overrides["gradient_clip"]) == ("constant", 1e-3, 5.0)
 
