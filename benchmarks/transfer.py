@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from hippocampus_data import DATA, missing
+from scores import dice_by_case
 
 from autoseg.config import load_config
 from autoseg.evaluation.statistics import bootstrap_mean
@@ -94,10 +95,7 @@ def trained(
         settings={"num_iterations": steps},
     )
     train(config, said)
-    by_case: dict[str, list[float]] = {}
-    for entry in read_json(home / "segresnet_0" / "scores.json")["cases"]:
-        by_case.setdefault(entry["case"], []).append(entry["dice"])
-    return {case: fmean(values) for case, values in by_case.items()}
+    return dice_by_case(read_json(home / "segresnet_0" / "scores.json")["cases"])
 
 
 def said(event: Event) -> None:

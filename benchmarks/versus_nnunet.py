@@ -22,19 +22,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from hippocampus_data import DATA, missing
+from scores import dice_by_case
 
-from autoseg.datalist import load_datalist
+from autoseg.datalist import load_datalist, plain_datalist
 from autoseg.demo import make_demo_data
 from autoseg.devices import available_cores, detect_devices, job_environment
 from autoseg.evaluation import evaluate_pairs
 from autoseg.evaluation.statistics import bootstrap_mean
-from autoseg.records import Case, Datalist
+from autoseg.records import Datalist
 from autoseg.workspace import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,14 +119,10 @@ def divided(source: Path, target: Path, unseen: str) -> Datalist:
     learn = [case for case in whole.training if case not in held_out]
     if not held_out:
         raise SystemExit(f"{source}: no fold 0 is given, use --unseen testing")
-    labels = {"0": "background", **{str(value): name for value, name in whole.labels.items()}}
-    listed = {part: [plain(case) for case in cases] for part, cases in (("training", learn), ("testing", held_out))}
-    write_json(target, {"labels": labels, **listed})
+    training, testing = (tuple(replace(case, fold=None) for case in cases) for cases in (learn, held_out))
+    listed = replace(whole, dataroot=str(target.parent), num_fold=0, training=training, testing=testing)
+    write_json(target, plain_datalist(listed))
     return load_datalist(target)
-
-
-def plain(case: Case) -> dict[str, Any]:
-    return {"image": list(case.image) if len(case.image) > 1 else case.image[0], "label": case.label}
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -277,15 +275,6 @@ def scored(datalist: Datalist, predictions: Path) -> list[dict[str, Any]]:
     return [{"case": r.case, "label": r.label, "dice": r.dice, "hd95": r.hd95} for r in evaluation.cases]
 
 
-def by_case(result: Mapping[str, Any]) -> dict[str, float]:
-    """Mean Dice of every case over its labels."""
-    cases: dict[str, list[float]] = {}
-    for entry in result["cases"]:
-        if entry["dice"] is not None:
-            cases.setdefault(entry["case"], []).append(entry["dice"])
-    return {case: fmean(values) for case, values in cases.items()}
-
-
 def row(tool: str, minutes: float, result: Mapping[str, Any], datalist: Datalist) -> str:
     """A line of the table: Dice by class and in the mean, HD95, and what the time was used for."""
     rows = result["cases"]
@@ -297,7 +286,7 @@ def row(tool: str, minutes: float, result: Mapping[str, Any], datalist: Datalist
     far = f"{fmean(distances):.2f}" if distances else ""
     facts = {key: value for key, value in result.items() if key not in ("cases", "seconds", "schema_version")}
     used = "; ".join(f"{key} {value}" for key, value in facts.items())
-    dice = " | ".join(f"{value:.4f}" for value in [*classes, fmean(by_case(result).values())])
+    dice = " | ".join(f"{value:.4f}" for value in [*classes, fmean(dice_by_case(result["cases"]).values())])
     return f"| {minutes:g} | {tool} | {dice} | {far}{missed} | {result['seconds']:.0f} s; {used} |"
 
 
@@ -311,7 +300,7 @@ def print_table(found: Mapping[tuple[str, float], Any], minutes: Sequence[float]
     print()
     for budget in minutes:
         if ("autoseg", budget) in found and ("nnunet", budget) in found:
-            ours, theirs = by_case(found["autoseg", budget]), by_case(found["nnunet", budget])
+            ours, theirs = (dice_by_case(found[tool, budget]["cases"]) for tool in ("autoseg", "nnunet"))
             mean, low, high = bootstrap_mean([ours[case] - value for case, value in theirs.items()])
             wins = sum(ours[case] > value for case, value in theirs.items())
             print(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from autoseg.bundles.marks import ARCHITECTURE, named_in
+from autoseg.bundles.marks import ARCHITECTURE, FOUND, named_in
 from autoseg.bundles.preprocessing import preprocessing
 from autoseg.evaluation import nesting
 from autoseg.planning.plan import mirrored_outputs, mirrorings
@@ -71,7 +71,7 @@ def searched(settings: Mapping[str, Any]) -> dict[str, Any]:
     if not settings.get("search"):
         return {}
     found = {key: _if_there("architecture_file", key, str(settings[key])) for key in ARCHITECTURE}
-    return {"architecture_file": "$@bundle_root + '/architecture.json'", **found}
+    return {"architecture_file": f"$@bundle_root + '/{FOUND}'", **found}
 
 
 def _if_there(file: str, key: str, otherwise: str) -> str:

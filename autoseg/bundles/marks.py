@@ -12,6 +12,10 @@ from autoseg.workspace import read_json, read_yaml
 FOREIGN = "foreign.json"
 TUNED = "tuned"  # ends the name of a family that a sweep made of another
 ARCHITECTURE = ("arch_code_a", "arch_code_c", "node_a")  # of DiNTS: what a search finds
+# in a bundle: what was found, not in models/, where the training's own files are; its picture; from where a search goes
+# on, and how far it is
+FOUND, PICTURE = "architecture.json", "docs/architecture.svg"
+SEARCH_STATE, SEARCH_LINES = "models/search.pt", "search.jsonl"
 WEIGHTS = (".pt", ".pth", ".ckpt", ".ts")
 
 
@@ -62,7 +66,12 @@ def patch_file(bundle: Path) -> Path:
 
 def architecture_file(bundle: Path) -> Path:
     """What a search found for the bundle, to be put over its hyper-parameters: those of `ARCHITECTURE`."""
-    return bundle / "architecture.json"  # not in models/, where the training's own files are
+    return bundle / FOUND
+
+
+def less_file(bundle: Path) -> Path:
+    """Says how little a training's next try must take at a time, where memory ran out for one that could not go on."""
+    return bundle / "models" / "checkpoint_less.json"
 
 
 def bundle_weights(bundle: Path) -> Path:

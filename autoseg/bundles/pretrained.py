@@ -17,6 +17,7 @@ import yaml
 
 from autoseg.bundles.marks import (
     ARCHITECTURE,
+    FOUND,
     base_family,
     bundle_weights,
     family_and_fold,
@@ -30,8 +31,7 @@ from autoseg.workspace import BUNDLE, atomic_file, is_full, parse_yaml, patientl
 FIELD = "pretrained"
 STATES = (".pt", ".pth", ".ckpt", ".bin")
 WEIGHTS, SETTINGS, NETWORK = "models/model.pt", "configs/hyper_parameters.yaml", "configs/network.yaml"
-FOUND = "architecture.json"  # by a search, over the settings
-READ = (SETTINGS, NETWORK, FOUND)
+READ = (SETTINGS, NETWORK, FOUND)  # the last one by a search, over the settings
 DATA = ("input_channels", "output_classes")  # a network's settings that follow from the data, not from the weights
 UNZIPPED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)  # damaged, encrypted, odd
 

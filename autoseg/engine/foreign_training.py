@@ -53,14 +53,11 @@ def _run(argv: list[str], folder: Path, deadline: float | None) -> int:
             return process.wait()
         left = deadline - time.time()
         end = time.monotonic() + max(0.0, left - max(LEAST_SCORING, SCORING * left))
-        while process.poll() is None and time.monotonic() < end:
+        while (rest := end - time.monotonic()) > 0:
             try:
-                process.wait(max(0.0, min(SIGN_SECONDS, end - time.monotonic())))
+                return process.wait(min(SIGN_SECONDS, rest))
             except subprocess.TimeoutExpired:
-                if end - time.monotonic() > 1:
-                    logger.info("it trains, and has %.0f s left", end - time.monotonic())
-        if process.returncode is not None:
-            return process.returncode
+                logger.info("it trains, and has %.0f s left", max(0.0, end - time.monotonic()))
         logger.warning("its time is over: the training is ended, and what it has saved counts")
         process.terminate()
         try:

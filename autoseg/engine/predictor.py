@@ -21,7 +21,7 @@ from autoseg.engine.bundle import Bundle
 from autoseg.engine.classes import Classes
 from autoseg.engine.foreign import ForeignBundle
 from autoseg.engine.geometry import AxisMap, file_grid, longest_axis
-from autoseg.engine.memory import free_memory, out_of_memory
+from autoseg.engine.memory import with_less
 from autoseg.engine.precision import autocast_for
 from autoseg.engine.progress import in_voxels
 from autoseg.engine.streaming import PlaneStore, stream_probabilities
@@ -155,20 +155,19 @@ class Predictor:
         settings, networks = self.groups[group][0].settings, self._networks(group)
         autocast = functools.partial(autocast_for, settings["precision"], self.device)
         work = image.as_tensor(), settings, self.device, autocast, self.scratch, axis
-        while True:
-            try:
-                return stream_probabilities(networks, *work)
-            except (MemoryError, RuntimeError) as error:
-                smaller = halved_patch(settings) if out_of_memory(error) else None
-                if smaller is None:
-                    raise
-            free_memory()  # out of the handler, whose frames hold the tensors
-            message = (
-                f"memory ran out: windows of {in_voxels(smaller)} instead of {in_voxels(settings['roi_size'])} voxels"
-            )
+
+        def take_less() -> str | None:
+            size, smaller = settings["roi_size"], halved_patch(settings)
+            if smaller is None:
+                return None
+            settings["roi_size"] = smaller
+            return f"memory ran out: windows of {in_voxels(smaller)} instead of {in_voxels(size)} voxels"
+
+        def told(message: str) -> None:
             logger.warning("%s", message)
             self.notify(Event("warning", message, {"bundles": [bundle.name for bundle in self.groups[group]]}))
-            settings["roi_size"] = smaller
+
+        return with_less(lambda: stream_probabilities(networks, *work), take_less, told)
 
     def _chunks(self, answers: Sequence[Answer]) -> list[tuple[int, int]]:
         length = answers[0].grid.original_shape[answers[0].grid.chunk_axis]

@@ -65,7 +65,7 @@ class Ranks:
     def join(cls, device: torch.device) -> Ranks:
         """Meet the other processes, if there are others: by NCCL on GPUs, else by gloo. Can be called again."""
         world = int(os.environ.get("WORLD_SIZE", "1"))
-        if STARTED_BY in os.environ and "RANK" in os.environ:
+        if "RANK" in os.environ:  # torchrun's, alone or with others
             _end_with_parent()
         if world == 1:
             return cls(device=device)
@@ -124,5 +124,6 @@ def _end_with_parent() -> None:
     """torchrun puts its processes into sessions of their own: without this, they would outlive it when it is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
-    if os.environ[STARTED_BY] != str(os.getppid()):  # it was killed before
-        raise SystemExit(f"process {os.environ[STARTED_BY]}, which has started this one, is gone")
+    starter = os.environ.get(STARTED_BY, str(os.getppid()))
+    if starter != str(os.getppid()):  # it was killed before
+        raise SystemExit(f"process {starter}, which has started this one, is gone")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from monai.data import set_track_meta
 
-from autoseg.bundles.marks import architecture_file
+from autoseg.bundles.marks import PICTURE, SEARCH_LINES, SEARCH_STATE, architecture_file
 from autoseg.devices import torch_device
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.cache import ensure_cached, source_stamp
@@ -50,8 +50,8 @@ class ArchitectureSearch:
     """Searches for one bundle, whose `configs/network.yaml` describes the space as `search_def`.
 
     `run` writes architecture.json, which `Bundle.load` puts over the hyper-parameters, and a picture of it,
-    docs/architecture.svg. It goes on where models/search.pt stands, if that is of the same cases. Bounded by
-    `search_seconds` or `search_iterations`, whichever comes first.
+    docs/architecture.svg. It goes on where models/search.pt stands, if that is of the same cases and settings. Bounded
+    by `search_seconds` or `search_iterations`, whichever comes first.
     """
 
     def __init__(self, bundle: Bundle):
@@ -81,7 +81,7 @@ class ArchitectureSearch:
         self.memory, self.budget = self._memory()
         self.step, self.seconds, self.used = 0, 0.0, math.nan
         self._second: Iterator[dict[str, torch.Tensor]] | None = None
-        self.checkpoint, self.progress = bundle.root / "models" / "search.pt", bundle.root / "search.jsonl"
+        self.checkpoint, self.progress = bundle.root / SEARCH_STATE, bundle.root / SEARCH_LINES
 
     def _memory(self) -> tuple[torch.Tensor, float]:
         """(what each edge's output takes by operation [blocks, edges, operations], in voxels of the finest
@@ -117,7 +117,7 @@ class ArchitectureSearch:
             set_track_meta(True)
         found = self._found()
         drawing = picture(found["arch_code_a"], found["arch_code_c"], found["node_a"])
-        with atomic_file(self.bundle.root / "docs" / "architecture.svg") as file:
+        with atomic_file(self.bundle.root / PICTURE) as file:
             file.write(drawing)
         patiently(lambda: write_json(architecture_file(self.bundle.root), found), self.checkpoint)
         self.checkpoint.unlink(missing_ok=True)

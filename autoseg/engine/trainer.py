@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from monai.data import set_track_meta
 
+from autoseg.bundles.marks import less_file
 from autoseg.devices import torch_device
 from autoseg.engine.astray import MOST_RETURNS, AstrayError, LossWatch
 from autoseg.engine.budget import Budget
@@ -72,7 +73,6 @@ class Trainer:
     def __init__(self, bundle: Bundle, hooks: tuple[Hook, ...] = ()):
         self.bundle, self.settings, self.hooks = bundle, bundle.settings, hooks
         self.checkpoint, self.device = bundle.root / "models" / "checkpoint.pt", torch_device()
-        self.remembered = self.checkpoint.with_name("checkpoint_less.json")
         self.ranks = Ranks.join(self.device)
         self.journal = Journal(bundle.root, kept=self.ranks.first)
         self.watch, self.stop, self._complaint = LossWatch(), False, ""
@@ -239,7 +239,7 @@ class Trainer:
             if said is None or self.ranks.world == 1:
                 return said
             logger.error("memory ran out at step %d, the next try takes %s", self.progress.step + 1, said)
-            self.progress.leave_less(self.remembered)
+            self.progress.leave_less(less_file(self.bundle.root))
             return None
 
         def told(said: str) -> None:
@@ -357,7 +357,7 @@ class Trainer:
 
     def _resume(self) -> None:
         restored = self._restore()
-        self.progress.recall_less(self.remembered)
+        self.progress.recall_less(less_file(self.bundle.root))
         if not restored:
             self.journal.forget_after(-1)
             return

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autoseg.bundles.marks import architecture_file, family_and_fold, is_foreign_bundle
+from autoseg.bundles.marks import SEARCH_STATE, architecture_file, family_and_fold, is_foreign_bundle
 from autoseg.config import RunConfig
 from autoseg.ensemble.members import choose_members
 from autoseg.pipeline import prepare
@@ -23,9 +23,9 @@ from autoseg.pipeline.inputs import (
     setting_texts,
     several,
 )
-from autoseg.pipeline.pace import among, kept_choice, kept_width
+from autoseg.pipeline.pace import among, choice_key, kept_choice, kept_width
 from autoseg.pipeline.predicting import prediction_jobs
-from autoseg.pipeline.searching import STATE, begun_without, search_jobs
+from autoseg.pipeline.searching import begun_without, search_jobs
 from autoseg.pipeline.session import Notify, Session, shadow_session
 from autoseg.pipeline.standing import ANEW, KEPT, RUNS, Outlook, outlook
 from autoseg.pipeline.training import reseeded, training_jobs
@@ -131,7 +131,8 @@ def _trainings(session: Session, drafts: _Drafts, real: Workspace) -> tuple[list
         return found, []
     taking = [bundle for bundle in drafts.bundles if named or _ours(bundle)]
     ids = {bundle.name for bundle in taking} | ({place.name for place in drafts.unwritten} if named else set())
-    choice = None if named and drafts.unwritten else kept_choice(real, taking, drafts.datalist, session.config)
+    key = choice_key(taking, drafts.datalist, session.config)
+    choice = None if named and drafts.unwritten else kept_choice(real, key)
     return _in_time([row for row in found if row.id in ids], choice, real)
 
 
@@ -154,11 +155,15 @@ def _edited(bundle: Path, place: Path) -> list[str] | None:
 
 def _searches(session: Session, drafts: _Drafts, real: Workspace) -> list[Outlook]:
     """The fate of every search; what one has found that is kept is put into the draft: trainings are made from it."""
+    jobs = search_jobs(session, drafts.bundles, drafts.datalist)
+    if not jobs:
+        return []
     fates = []
     begun = begun_without(training_jobs(session, drafts.bundles, drafts.datalist, reseeded(real)), real)
-    for job in search_jobs(session, drafts.bundles, drafts.datalist):
+    for job in jobs:
         draft, place = Path(job.cwd), real.root / Path(job.cwd).name
-        found = outlook(replace(job, cwd=str(place)), real.job(job.id), _edited(draft, place), goes_on_from=STATE)
+        edited = _edited(draft, place)
+        found = outlook(replace(job, cwd=str(place)), real.job(job.id), edited, goes_on_from=SEARCH_STATE)
         if found.fate == KEPT and draft != place:
             shutil.copyfile(architecture_file(place), architecture_file(draft))
         elif found.fate != KEPT and draft.name in begun:

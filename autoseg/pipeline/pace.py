@@ -275,7 +275,8 @@ def _chosen(
     """
     assert session.clock is not None
     config, limit, folds = session.config, session.clock.limit, len(session.config.folds(datalist))
-    earlier = kept_choice(session.workspace, bundles, datalist, config)
+    key = choice_key(bundles, datalist, config)
+    earlier = kept_choice(session.workspace, key)
     if earlier is not None:
         return earlier
     named, all_folds = config.algos is not None, config.num_fold is not None
@@ -296,16 +297,16 @@ def _chosen(
         least = least_seconds(candidates, room, named, folds if all_folds else 1) + session.clock.spent
         message = f"{_span(limit)} are too short: the least for these data here is {_span(1.1 * least)}"
         raise InputError([Fault("", "time_limit", message)])
-    kept = {"key": _key(bundles, datalist, config), "limit": limit, "width": session.width, "choice": choice}
+    kept = {"key": key, "limit": limit, "width": session.width, "choice": choice}
     write_json(session.workspace.pace_json, kept)
     return choice
 
 
-def kept_choice(workspace: Workspace, bundles: Sequence[Path], datalist: Datalist, config: RunConfig) -> Choice | None:
-    """What was chosen of these trainings before, for the same limit; None where nothing was."""
+def kept_choice(workspace: Workspace, key: str) -> Choice | None:
+    """What was chosen before, for what `choice_key` gives; None where nothing was."""
     with contextlib.suppress(InputError):  # there is none, or it is torn
-        key, choice = read_keys(workspace.pace_json, "key", "choice")
-        return restored(Choice, choice, workspace.pace_json) if key == _key(bundles, datalist, config) else None
+        kept, choice = read_keys(workspace.pace_json, "key", "choice")
+        return restored(Choice, choice, workspace.pace_json) if kept == key else None
     return None
 
 
@@ -316,7 +317,8 @@ def among(choice: Choice, bundles: Sequence[Path]) -> list[Path]:
     return [bundle for bundle in bundles if bundle in taken]
 
 
-def _key(bundles: Sequence[Path], datalist: Datalist, config: RunConfig) -> str:
+def choice_key(bundles: Sequence[Path], datalist: Datalist, config: RunConfig) -> str:
+    """Differs where another choice might be made: by the trainings there are, the limit, and what the user names."""
     said = [config.time_limit, config.algos is not None, config.num_fold is not None]
     return fingerprint({"jobs": [fingerprint(training_inputs(b, datalist)) for b in bundles], "said": said})
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autoseg.bundles.marks import architecture_file, bundle_settings, is_foreign_bundle
+from autoseg.bundles.marks import FOUND, PICTURE, SEARCH_LINES, SEARCH_STATE, bundle_settings, is_foreign_bundle
 from autoseg.devices import makespan
 from autoseg.execution.results import is_done, read_result
 from autoseg.pipeline.clock import seconds_spent
@@ -20,8 +20,6 @@ from autoseg.records import Datalist, Event, Job, Resources
 from autoseg.workspace import Workspace
 
 LEAST_SECONDS = 45.0  # of a search, its process's start included: in less nothing is found
-STATE = "models/search.pt"  # from which a search goes on
-PICTURE = "docs/architecture.svg"
 
 
 @dataclass(frozen=True)
@@ -45,11 +43,11 @@ def search_jobs(session: Session, bundles: Sequence[Path], datalist: Datalist) -
                 id=f"search_{bundle.name}",
                 argv=(sys.executable, "-m", "autoseg.engine", "search", str(bundle)),
                 cwd=str(bundle),
-                outputs=(architecture_file(bundle).name,),
+                outputs=(FOUND,),
                 inputs=inputs,
                 fingerprint=fingerprint(inputs),
                 resources=Resources(gpus=1 if session.devices.gpus else 0),
-                progress="search.jsonl",
+                progress=SEARCH_LINES,
             )
         )
     return jobs
@@ -78,7 +76,7 @@ def forget_stale(session: Session, bundles: Sequence[Path], datalist: Datalist) 
     """Remove what searches have left that were made from other inputs."""
     for job in search_jobs(session, bundles, datalist):
         if is_stale(job, session.workspace.job(job.id)):
-            for name in (*job.outputs, STATE, str(job.progress), PICTURE):
+            for name in (FOUND, PICTURE, SEARCH_STATE, SEARCH_LINES):
                 (Path(job.cwd) / name).unlink(missing_ok=True)
 
 
@@ -92,7 +90,7 @@ def time_to_search(session: Session, left: Sequence[Job], networks: int) -> Span
     settings = bundle_settings(Path(left[0].cwd))
     training = seconds_a_share(session.clock.left, [1.0] * networks, len(session.slots(networks)))
     seconds = float(settings["search_share"]) * training
-    behind = seconds_spent({job.id: Path(job.cwd) / str(job.progress) for job in left})
+    behind = seconds_spent({job.id: Path(job.cwd) / SEARCH_LINES for job in left})
     if seconds < LEAST_SECONDS and not behind:
         return None
     if said := settings["search_seconds"]:

@@ -15,7 +15,6 @@ from autoseg.workspace import read_json
 
 KEPT, GOES_ON, RUNS, ANEW = "kept", "goes on", "runs", "runs anew"
 CHECKPOINT = "models/checkpoint.pt"
-LESS = "models/checkpoint_less.json"  # what fits into memory, for the next try
 UNNAMED = "its record does not say what it was made from"
 SCORES = "scores.json"  # written last, from what the checkpoint's training left
 

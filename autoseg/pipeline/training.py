@@ -11,14 +11,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from autoseg.bundles.marks import architecture_file, bundle_settings, family_and_fold, is_foreign_bundle
+from autoseg.bundles.marks import architecture_file, bundle_settings, family_and_fold, is_foreign_bundle, less_file
 from autoseg.config import RunConfig
 from autoseg.errors import NoResultError
 from autoseg.execution import Feed, LocalExecutor, Scheduler
 from autoseg.pipeline.clock import Deadlines
 from autoseg.pipeline.inputs import Inputs, bundle_parts, case_digests, fingerprint, made_from
 from autoseg.pipeline.session import Session
-from autoseg.pipeline.standing import ANEW, CHECKPOINT, GOES_ON, LESS, is_stale, outlook
+from autoseg.pipeline.standing import ANEW, CHECKPOINT, GOES_ON, is_stale, outlook
 from autoseg.records import Case, Datalist, Event, Job, JobResult, LeaderboardEntry, Resources, Slot
 from autoseg.workspace import Workspace, atomic_file, read_json, read_keys, write_json
 
@@ -168,7 +168,7 @@ def forget_stale(session: Session, jobs: Sequence[Job]) -> None:
     for job in jobs:
         found, root = outlook(job, session.workspace.job(job.id)), Path(job.cwd)
         if is_stale(job, session.workspace.job(job.id)):
-            (root / LESS).unlink(missing_ok=True)
+            less_file(root).unlink(missing_ok=True)
         if found.fate == ANEW and (root / CHECKPOINT).is_file():
             session.notify(Event("warning", f"{job.id} is trained anew: {found.reason}", {"id": job.id}))
             for path in (*(root / CHECKPOINT).parent.glob("checkpoint*"), root / "metrics.jsonl"):

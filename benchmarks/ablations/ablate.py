@@ -22,6 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hippocampus_data import DATA, missing
+from scores import dice_by_case
 
 from autoseg import pipeline
 from autoseg.config import load_config, parse_value
@@ -102,11 +103,7 @@ def scores_of(place: Path) -> dict[str, Any]:
     if not (place / "scores.json").is_file():
         return {"steps": 0, "cases": {}}
     found = read_json(place / "scores.json")
-    by_case: dict[str, list[float]] = {}
-    for entry in found["cases"]:
-        if entry["dice"] is not None:
-            by_case.setdefault(entry["case"], []).append(entry["dice"])
-    return {"steps": found["steps"], "cases": {case: fmean(values) for case, values in by_case.items()}}
+    return {"steps": found["steps"], "cases": dice_by_case(found["cases"])}
 
 
 def print_table(variants: Sequence[str], seeds: int, terms: str, scores: dict[tuple[str, int], dict[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from autoseg.bundles.marks import architecture_file
+from autoseg.bundles.marks import SEARCH_STATE, architecture_file
 from autoseg.config import RunConfig, load_config
 from autoseg.demo import make_demo_data
 from autoseg.devices import detect_devices, plan_slots
@@ -104,7 +104,7 @@ def test_a_search_that_fails_costs_the_search_alone(odd_path: Path) -> None:
 def test_a_search_that_is_cut_off_goes_on_and_a_stale_one_leaves_nothing(odd_path: Path) -> None:
     config = configure(odd_path)
     bundles = generate(config)
-    states = [bundle / searching.STATE for bundle in bundles]
+    states = [bundle / SEARCH_STATE for bundle in bundles]
     with open_session(config, None) as session:
         datalist = stored_datalist(session.workspace)
         for job, state in zip(searching.search_jobs(session, bundles, datalist), states, strict=True):
@@ -121,7 +121,7 @@ def test_a_search_that_is_cut_off_goes_on_and_a_stale_one_leaves_nothing(odd_pat
 
 def searching_fates(session: Session, bundles: list[Path], datalist: Datalist) -> list[Outlook]:
     jobs = searching.search_jobs(session, bundles, datalist)
-    return [outlook(job, session.workspace.job(job.id), goes_on_from=searching.STATE) for job in jobs]
+    return [outlook(job, session.workspace.job(job.id), goes_on_from=SEARCH_STATE) for job in jobs]
 
 
 def test_odd_settings_are_refused_at_once(odd_path: Path) -> None:
