@@ -76,7 +76,7 @@ def together(work_dir: str = "work_dirs/headneck") -> None:
         predictor = Predictor(bundles, torch_device())
         for case in bundles[0].cases()[1]:
             reference = np.asarray(read_label_map(str(case.label)).data)
-            scores.append(dice_by_label(predictor.labels(case)[0], reference, predictor.classes.keys))
+            scores.append(dice_by_label(predictor.predict(case).labels, reference, predictor.classes.keys))
     print(f"{' and '.join(names)} together, {len(scores)} cases by {folds} folds: mean Dice {mean_dice(scores):.4f}")
 
 

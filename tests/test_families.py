@@ -53,7 +53,7 @@ def train_and_predict(root: Path, folder: Path) -> Bundle:
     assert 0 <= scores["mean_dice"] <= 1
     assert len(scores["cases"]) == 2 * len(classes.keys)
     case = bundle.datalist().testing[0]
-    found = Predictor([bundle], CPU).write(case, folder / "prediction.nii.gz")
+    found = Predictor([bundle], CPU).write(case, folder / "prediction.nii.gz").labels
     prediction = nib.load(folder / "prediction.nii.gz")  # type: ignore[attr-defined]
     assert set(np.unique(found)) <= written_values(classes)
     assert (np.asarray(prediction.dataobj) == found).all()

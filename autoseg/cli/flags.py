@@ -41,6 +41,7 @@ class Flags:
     ensemble_method: AlgoEnsembleBestByFold, AlgoEnsembleBestN or AlgoEnsembleAll
     n_best: members of AlgoEnsembleBestN
     ensemble_mode: mean (of probabilities) or vote
+    uncertainty_maps: beside every prediction a map of percent of doubt
     tolerance_mm: tolerance of the surface Dice in mm
     check: false trains although the check found faults
     not_use_cache: do everything anew, whatever the work_dir holds
@@ -71,6 +72,7 @@ class Flags:
     ensemble_method: str | None = None
     n_best: int | None = None
     ensemble_mode: str | None = None
+    uncertainty_maps: bool | None = None
     tolerance_mm: float | None = None
     check: bool | None = None
     not_use_cache: bool | None = None

@@ -103,17 +103,18 @@ def ensemble(**flags: Any) -> int:
     return show_result(_stage("ensemble", flags))
 
 
-def predict(*, input: str, output: str, work_dir: str = "./work_dir") -> int:
+def predict(*, input: str, output: str, work_dir: str = "./work_dir", uncertainty_maps: bool = False) -> int:
     """Predict new images by the ensemble of a finished run; writes one label file a case.
 
     input: an image, or a folder of images (channels as <case>_0000, <case>_0001, ...)
-    output: folder of the predictions
+    output: folder of the predictions, and of doubt.json: what Dice is likely, and which cases to look at
     work_dir: folder of the run
+    uncertainty_maps: also write maps of percent of doubt by voxel
     """
     from autoseg import pipeline
 
     with make_screen() as screen:
-        predictions = pipeline.predict(work_dir, input, output, screen)
+        predictions = pipeline.predict(work_dir, input, output, screen, uncertainty_maps)
     print(f"predictions: {len(predictions)} in {output}")
     return 0
 

@@ -195,6 +195,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
         "hpo": boolean,
         "tune": duration,
         "multigpu": boolean,
+        "uncertainty_maps": boolean,
         "minutes": positive,
         "time_limit": duration,
         "max_parallel": integer(1),

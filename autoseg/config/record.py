@@ -30,6 +30,7 @@ class RunConfig:
     ensemble_method: str = "AlgoEnsembleBestByFold"
     n_best: int = 5  # members of AlgoEnsembleBestN
     ensemble_mode: str = "mean"  # mean of probabilities, or vote
+    uncertainty_maps: bool = False  # beside every prediction a map of percent of doubt
     normalization: str | tuple[str, ...] | None = None  # ct or zscore, or one a channel, whatever the modality
     mirror_pairs: tuple[tuple[int, int], ...] | None = None  # label values that swap sides in a mirror; () for none
     check: bool = True  # stop at faults of the images

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
+from monai.bundle import ComponentLocator, ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
@@ -31,6 +33,12 @@ def expressions(settings: Mapping[str, Any], path: Path) -> list[Fault]:
     return [Fault(str(path), key, f"{value!r} {message}") for key, value in settings.items() if is_expression(value)]
 
 
+@functools.lru_cache(maxsize=1)
+def _locator(modules: int) -> ComponentLocator:
+    """What finds MONAI's classes by their names: for as long as so many of its modules are loaded, for it reads all."""
+    return ComponentLocator()
+
+
 class Bundle:
     """A bundle folder and its `settings`: hyper_parameters.yaml, with models/patch.json, overrides and the architecture
     that a search found on top.
@@ -38,6 +46,7 @@ class Bundle:
 
     def __init__(self, root: Path, settings: dict[str, Any]):
         self.root, self.settings = root, settings
+        self._preprocessing: dict[bool, Compose] = {}
 
     @classmethod
     def load(cls, root: str | Path, overrides: Mapping[str, Any] | None = None) -> Bundle:
@@ -80,7 +89,9 @@ class Bundle:
         """The object that `entry` of configs/`file` describes, its `@` references filled from the settings."""
         config = read_yaml(self.root / "configs" / file)
         # no other settings enter MONAI's parser
-        return ConfigParser({**named_in(json.dumps(config), self.settings), **config}).get_parsed_content(entry)
+        parser = ConfigParser({**named_in(json.dumps(config), self.settings), **config})
+        parser.locator = _locator(sum(name.startswith("monai") for name in sys.modules))
+        return parser.get_parsed_content(entry)
 
     def network(self) -> torch.nn.Module:
         """The network with fresh weights; seed torch before for the same ones."""
@@ -101,14 +112,15 @@ class Bundle:
         return transforms
 
     def preprocessing(self, with_label: bool = False) -> Compose:
-        """Transforms of {image: paths[, label: path]} to what the network sees."""
-        file, entry = (
-            ("transforms_validate.yaml", "preprocessing_with_label")
-            if with_label
-            else ("transforms_infer.yaml", "preprocessing")
-        )
-        transforms: Compose = self.content(file, entry)
-        return transforms
+        """Transforms of {image: paths[, label: path]} to what the network sees; made once."""
+        if with_label not in self._preprocessing:
+            file, entry = (
+                ("transforms_validate.yaml", "preprocessing_with_label")
+                if with_label
+                else ("transforms_infer.yaml", "preprocessing")
+            )
+            self._preprocessing[with_label] = self.content(file, entry)
+        return self._preprocessing[with_label]
 
     def preprocess(self, case: Case) -> MetaTensor:
         """The image of a case as the network sees it, [C, X, Y, Z] float32, its affine with it."""

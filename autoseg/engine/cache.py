@@ -69,7 +69,7 @@ def ensure_cached(
     missing = [case for case in cases if not is_fresh(folder / case.id, case)]
     if missing:
         logger.info("preprocessing %d of %d cases into %s", len(missing), len(cases), folder)
-    work = functools.partial(preprocess_case, bundle.root, bundle.settings, folder)
+    work = functools.partial(preprocess_case, bundle, folder)
     done = 0
     if workers <= 1 or _bytes(missing) < SMALL:
         for case in missing:
@@ -79,13 +79,26 @@ def ensure_cached(
                 progress(done, len(missing))
     else:
         context = multiprocessing.get_context("forkserver")
-        with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-            for future in concurrent.futures.as_completed([pool.submit(work, case) for case in missing]):
+        with concurrent.futures.ProcessPoolExecutor(workers, context, _work_with, (work,)) as pool:
+            for future in concurrent.futures.as_completed([pool.submit(_worked, case) for case in missing]):
                 future.result()
                 done += 1
                 if progress:
                     progress(done, len(missing))
     return [CachedCase(case.id, folder / case.id) for case in cases]
+
+
+_work: Callable[[Case], None]
+
+
+def _work_with(work: Callable[[Case], None]) -> None:
+    """What a worker does with its cases; it so keeps the bundle, and the transforms that it made."""
+    global _work
+    _work = work
+
+
+def _worked(case: Case) -> None:
+    _work(case)
 
 
 def _bytes(cases: Sequence[Case]) -> int:
@@ -102,9 +115,9 @@ def is_fresh(folder: Path, case: Case) -> bool:
         return False
 
 
-def preprocess_case(root: Path, settings: dict[str, Any], folder: Path, case: Case) -> None:
+def preprocess_case(bundle: Bundle, folder: Path, case: Case) -> None:
     """Preprocess one case into `folder`/<id>: written beside and renamed, so that no reader sees half of it."""
-    bundle = Bundle(root, settings)
+    settings = bundle.settings
     data = bundle.preprocessing(with_label=True)(bundle.item(case, with_label=True))
     image = np.clip(data["image"].numpy(), -LARGEST_FLOAT16, LARGEST_FLOAT16).astype(np.float16)
     label = to_indices(data["label"].numpy()[0], settings["label_values"])

@@ -121,7 +121,8 @@ def infer(root: Path, image: str, output: str, override: Mapping[str, Any]) -> N
 def score_validation(bundle: Bundle, facts: Mapping[str, Any]) -> None:
     """scores.json and validation/<case>.nii.gz of the bundle's fold, with its best weights.
 
-    In scores.json a row a case and label: Dice, and what the setting `scored_metrics` names.
+    In scores.json a row a case and label: Dice, the one that the probabilities expect, and what the setting
+    `scored_metrics` names.
     """
     _, cases = bundle.cases()
     scored = Classes.of(bundle.settings).scored
@@ -134,7 +135,7 @@ def score_validation(bundle: Bundle, facts: Mapping[str, Any]) -> None:
     for case in (c for c in cases if c.label):
         path = bundle.root / "validation" / f"{case.id}.nii.gz"
         started = time.monotonic()
-        predictor.write(case, path)
+        expected = predictor.write(case, path).expected
         predicting += time.monotonic() - started
         prediction = scored.read(path)
         reference, _ = onto_grid_of(prediction, scored.read(str(case.label)))
@@ -143,7 +144,8 @@ def score_validation(bundle: Bundle, facts: Mapping[str, Any]) -> None:
         both = prediction.data, reference.data
         more = scored.metrics(*both, reference.spacing, tolerance, labels) if further else {}
         rows += [
-            {"case": case.id, "label": int(k), "dice": v, **{name: more[int(k)][name] for name in further}}
+            {"case": case.id, "label": int(k), "dice": v, "expected": expected[int(k)]}
+            | {name: more[int(k)][name] for name in further}
             for k, v in scores[-1].items()
         ]
     mean = mean_dice(scores)

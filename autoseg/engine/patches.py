@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from monai.transforms import Compose
+from monai.transforms import Compose, Randomizable
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from autoseg.engine.cache import CachedCase
@@ -32,6 +32,7 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
 
     def __init__(self, cases: Sequence[CachedCase], settings: dict[str, Any], transforms: Compose):
         self.cases, self.transforms = list(cases), transforms
+        self.random = one_state(transforms)
         self.seed = int(settings["seed"])
         self.share = float(settings["foreground_share"])
         self.slice_axis = slice_axis(settings)
@@ -68,7 +69,7 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
             "image": torch.from_numpy(image.astype(np.float32)),
             "label": torch.from_numpy(label.astype(np.float32)),
         }
-        self.transforms.set_random_state(seed=int(random.integers(2**31)))
+        self.random.seed(int(random.integers(2**31)))
         augmented: dict[str, torch.Tensor] = self.transforms(data)
         return augmented
 
@@ -89,6 +90,20 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
             else:
                 start.append(int(min(max(round(middle - (size - 1) / 2), 0), n - size)))
         return start
+
+
+def one_state(transforms: Compose, state: np.random.RandomState | None = None) -> np.random.RandomState:
+    """The random state that all of the transforms draw from.
+
+    `Compose.set_random_state` makes one anew for each of them, which takes a third of the augmentation's time.
+    """
+    state = np.random.RandomState(0) if state is None else state
+    for transform in transforms.transforms:
+        if isinstance(transform, Randomizable):
+            transform.set_random_state(state=state)
+        if isinstance(transform, Compose):  # it has given its own parts states of their own
+            one_state(transform, state)
+    return state
 
 
 def cut(volume: npt.NDArray[Any], start: Sequence[int], size: Sequence[int]) -> npt.NDArray[Any]:

@@ -19,6 +19,7 @@ from nibabel.filebasedimages import ImageFileError
 
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.classes import Classes
+from autoseg.engine.expected import ExpectedDice, uncertainty
 from autoseg.engine.foreign import ForeignBundle
 from autoseg.engine.geometry import AxisMap, file_grid, longest_axis
 from autoseg.engine.memory import with_less
@@ -32,6 +33,17 @@ from autoseg.records import Case, Event
 CHUNK_BYTES = 128 * 2**20  # of probabilities on the way back to the image's grid, held a few times over
 WEIGHT_BYTES = 2 * 2**30  # of weights held at once: what is more takes turns
 logger = logging.getLogger(__name__)
+
+
+class Predicted(NamedTuple):
+    """A predicted case: label values [X, Y, Z] on the image's own grid, or masks [X, Y, Z, R] of regions that no label
+    map can hold; its affine; the expected Dice by label (see `ExpectedDice`); percent of doubt [X, Y, Z], if asked for.
+    """
+
+    labels: npt.NDArray[Any]
+    affine: npt.NDArray[np.float64]
+    expected: dict[int, float | None]
+    uncertainty: npt.NDArray[np.uint8] | None = None
 
 
 class Answer(NamedTuple):
@@ -60,34 +72,41 @@ class Predictor:
     ):
         self.device, self.mode, self.scratch, self.notify = device, mode, scratch, notify
         self.classes = Classes.of(bundles[0].settings)
+        self._preprocessing = {bundle.root: bundle.preprocessing_key() for bundle in bundles}
         groups: dict[Any, list[Bundle]] = {}
         for bundle in bundles:
             windows = ("roi_size", "overlap", "spatial_dims", "mirror_axes_inference", "mirror_pairs")
-            key = (bundle.preprocessing_key(), str([bundle.settings[name] for name in windows]))
+            key = (self._preprocessing[bundle.root], str([bundle.settings[name] for name in windows]))
             groups.setdefault((key, bundle.root) if mode == "vote" else key, []).append(bundle)
         self.groups = [part for members in groups.values() for part in _parts(members)]
         self._keep = len(_parts(list(bundles))) == 1
         self._loaded: dict[int, list[torch.nn.Module]] = {}
 
-    def write(self, case: Case, path: Path) -> npt.NDArray[Any]:
-        """Predict a case and write what `labels` gives in the geometry of its (first) image; returns that array."""
-        labels, affine = self.labels(case)
-        write_label_map(path, labels, case, affine)
-        return labels
-
-    def labels(self, case: Case) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
-        """(label values [X, Y, Z] on the image's own grid, its affine).
-
-        Of regions that no label map can hold: masks [X, Y, Z, R], one a region.
+    def write(self, case: Case, path: Path, doubtful: Path | None = None) -> Predicted:
+        """Predict a case and write its label map in the geometry of its (first) image; to `doubtful`, where that is
+        given, percent of doubt by voxel.
         """
+        predicted = self.predict(case, with_uncertainty=doubtful is not None)
+        if doubtful is not None and predicted.uncertainty is not None:
+            write_label_map(doubtful, predicted.uncertainty, case, predicted.affine)
+        write_label_map(path, predicted.labels, case, predicted.affine)
+        return predicted
+
+    def predict(self, case: Case, with_uncertainty: bool = False) -> Predicted:
+        """Predict a case."""
         channels = (self.classes.outputs,) if self.classes.in_channels else ()
+        expected = ExpectedDice(self.classes)
         with self._answers(case) as (answers, affine):
             axis, shape = answers[0].grid.chunk_axis, answers[0].grid.original_shape
             out = np.empty((*shape, *channels), self.classes.dtype)
+            against = np.empty(shape, np.uint8) if with_uncertainty else None
             for start, stop in self._chunks(answers):
-                decided = self.classes.decide(self._combined(answers, start, stop))
-                out[(slice(None),) * axis + (slice(start, stop),)] = decided
-        return out, affine
+                combined, place = self._combined(answers, start, stop), (slice(None),) * axis + (slice(start, stop),)
+                out[place] = self.classes.decide(combined)
+                expected.add(combined)
+                if against is not None:
+                    against[place] = uncertainty(combined, bool(self.classes.regions)).cpu().numpy()
+        return Predicted(out, affine, expected.by_key(), against)
 
     def probabilities(self, case: Case) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
         """(probabilities [K, X, Y, Z] float32 on the image's own grid, its affine): memory grows with the classes."""
@@ -124,9 +143,9 @@ class Predictor:
                     else:
                         answers.append(Answer(store, grid, 1))
                     continue
-                if image is None or members[0].preprocessing_key() != key:
+                if image is None or self._preprocessing[members[0].root] != key:
                     image = None  # the old one goes before the new one comes
-                    image, key = members[0].preprocess(case), members[0].preprocessing_key()
+                    image, key = members[0].preprocess(case), self._preprocessing[members[0].root]
                 affine, shape = file_grid(image)
                 chunk_axis = longest_axis(affine, shape)
                 grid = AxisMap.between(image.affine.numpy(), image.shape[1:], affine, shape, chunk_axis)

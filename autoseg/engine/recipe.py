@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,8 +76,9 @@ def build_optimizer(
         {"params": found, "pretrained": is_old, "waits": is_old and both} for is_old, found in parted.items() if found
     ]
     if settings["optimizer"] == "sgd":
-        return torch.optim.SGD(groups, rate, momentum=float(settings["momentum"]), weight_decay=decay, nesterov=True)
-    return torch.optim.AdamW(groups, rate, weight_decay=decay)
+        momentum = float(settings["momentum"])
+        return torch.optim.SGD(groups, rate, momentum=momentum, weight_decay=decay, nesterov=True, fused=True)
+    return torch.optim.AdamW(groups, rate, weight_decay=decay, fused=True)  # fused: half the time, on a CPU too
 
 
 def group_rate(settings: Mapping[str, Any], group: Mapping[str, Any], share: float) -> float:
@@ -97,6 +98,14 @@ def moved(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
         for parameter in group["params"]:
             parameter.grad = None
     return found
+
+
+def clipped(parameters: Sequence[torch.nn.Parameter], most: float) -> float:
+    """The norm of all gradients together, which are scaled down to `most` where it is larger."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if float(norm) > most:
+        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return float(norm)
 
 
 LONGEST_WARMUP = 0.05  # of the budget
@@ -120,11 +129,25 @@ def build_average(network: torch.nn.Module, settings: Mapping[str, Any]) -> Aver
 
     The first weights, which know nothing, are so forgotten soon (as in TensorFlow's ExponentialMovingAverage).
     """
-    decay = float(settings["ema_decay"])
+    return _Average(network, float(settings["ema_decay"]))
+
+
+class _Average(AveragedModel):
+    """torch's, but that it does not look for the parameters anew at every step, which takes as long as the average."""
+
+    def __init__(self, network: torch.nn.Module, decay: float):
+        super().__init__(network)
+        self.decay = decay
+        self._pairs: tuple[torch.nn.Module, list[torch.Tensor], list[torch.Tensor]] | None = None
 
     @torch.no_grad()
-    def update(averaged: Any, current: Any, updates: torch.Tensor | int) -> None:
-        n = int(updates)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
-
-    return AveragedModel(network, multi_avg_fn=update)
+    def update_parameters(self, model: torch.nn.Module) -> None:
+        """Take the weights of `model` in, the first ones as they are; buffers are copied."""
+        if self._pairs is None or self._pairs[0] is not model:
+            self._pairs = model, [*self.module.parameters()], [p.detach() for p in model.parameters()]
+        n = int(self.n_averaged)
+        weight = 1.0 if n == 0 else 1 - min(self.decay, (1 + n) / (10 + n))
+        torch._foreach_lerp_(self._pairs[1], self._pairs[2], weight)
+        for mine, its in zip(self.module.buffers(), model.buffers(), strict=True):
+            mine.copy_(its)
+        self.n_averaged += 1

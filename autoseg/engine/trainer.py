@@ -33,7 +33,7 @@ from autoseg.engine.patches import PatchDataset, patch_loader
 from autoseg.engine.precision import autocast_for, compute_dtype, training_precision
 from autoseg.engine.progress import Progress
 from autoseg.engine.ranks import Ranks
-from autoseg.engine.recipe import build_average, build_loss, build_optimizer, group_rate, learning_rate, moved
+from autoseg.engine.recipe import build_average, build_loss, build_optimizer, clipped, group_rate, learning_rate, moved
 from autoseg.engine.transfer import begin
 from autoseg.engine.validation import validate_cached
 from autoseg.errors import Fault, InputError, one_line
@@ -254,7 +254,8 @@ class Trainer:
 
     def _optimise(self, batch: dict[str, torch.Tensor]) -> float:
         """Gradients of the batch, summed over its parts, and the step that they ask for; returns the mean loss."""
-        self.network.train()
+        if not self.network.training:
+            self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
         parts = [part.chunk(self.progress.parts) for part in (batch["image"], batch["label"])]
         total = 0.0
@@ -267,9 +268,9 @@ class Trainer:
             self.scaler.scale(loss).backward()
             total += float(loss.detach())
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(moved(self.optimizer), float(self.settings["gradient_clip"]))
+        norm = clipped(moved(self.optimizer), float(self.settings["gradient_clip"]))
         # one gradient that is not finite must not cost the weights
-        if self.scaler.is_enabled() or math.isfinite(float(norm)):
+        if self.scaler.is_enabled() or math.isfinite(norm):
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.average.update_parameters(self.network)

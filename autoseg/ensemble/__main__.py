@@ -1,8 +1,9 @@
 """`python -m autoseg.ensemble predict SPEC.json`: the process in which a prediction job runs.
 
 SPEC: bundles (folders), cases (records), outputs (case id -> file), mode, scratch (folder), results (the JSON file
-to write: predictions and errors by case id, members left out), progress (metrics.jsonl, a line a case). Exit code 0
-where a case was predicted, 1 where none was, else that of the error.
+to write: predictions, errors and expected Dice by case id, members left out), uncertainty (whether maps of it are
+wanted), progress (metrics.jsonl, a line a case). Exit code 0 where a case was predicted, 1 where none was, else that
+of the error.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def run(spec: dict[str, Any]) -> Predictions:
         mode=spec.get("mode", "mean"),
         scratch=Path(spec["scratch"]) if spec.get("scratch") else None,
         notify=listen,
+        with_uncertainty=bool(spec.get("uncertainty")),
     )
     write_json(spec["results"], done)
     return done

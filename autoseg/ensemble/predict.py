@@ -18,6 +18,7 @@ from autoseg.engine.foreign import ForeignBundle, open_bundle
 from autoseg.engine.predictor import Predictor
 from autoseg.errors import Fault, InputError, NoResultError, one_line
 from autoseg.records import Case, Event
+from autoseg.workspace import uncertainty_path
 
 MODES = ("mean", "vote")
 logger = logging.getLogger(__name__)
@@ -25,11 +26,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Predictions:
-    """What came of it: files by case id, by case id what went wrong with the others, which members took no part."""
+    """What came of it: files by case id, by case id what went wrong with the others, which members took no part.
+
+    `expected`: by case id and label the Dice that the probabilities expect.
+    """
 
     predictions: dict[str, Path] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    expected: dict[str, dict[int, float | None]] = field(default_factory=dict)
 
 
 def predict_cases(
@@ -41,6 +46,7 @@ def predict_cases(
     device: torch.device | None = None,
     scratch: Path | None = None,
     notify: Callable[[Event], None] = lambda event: None,
+    with_uncertainty: bool = False,
 ) -> Predictions:
     """Write one label map a case to `output_path(case)`, in the geometry of its image, with the datalist's values.
 
@@ -48,7 +54,8 @@ def predict_cases(
     unreadable or not finite is left out with a "warning" event; NoResultError where that leaves none. So is, of
     single cases, a foreign member that fails on them where others do not. A case that cannot be predicted is warned of
     and stands in `errors`. "progress" events count cases. Memory is bounded by one case; what is larger lies in files
-    of `scratch` that vanish with the process.
+    of `scratch` that vanish with the process. `with_uncertainty`: a map of percent of doubt beside each, see
+    `uncertainty_path`.
     """
     if mode not in MODES:
         raise InputError([Fault("", "ensemble_mode", f"'{mode}' is neither mean nor vote")])
@@ -63,7 +70,8 @@ def predict_cases(
     for number, case in enumerate(cases, 1):
         path = Path(output_path(case))
         try:
-            predictor.write(case, path)
+            doubtful = uncertainty_path(path) if with_uncertainty else None
+            done.expected[case.id] = predictor.write(case, path, doubtful).expected
         except Exception as error:  # whatever is wrong with one case, the others can be predicted
             logger.exception("%s could not be predicted", case.id)
             done.errors[case.id] = one_line(error)

@@ -9,6 +9,7 @@ from autoseg.datalist import case_id
 from autoseg.datalist.formats import IMAGE_ENDINGS
 from autoseg.errors import Faults, nearest
 from autoseg.records import Case
+from autoseg.workspace import UNCERTAINTY
 
 ENSEMBLE = "_ensemble"
 SHOWN = 20  # faults of one kind that are listed one by one
@@ -19,8 +20,9 @@ Pair = tuple[str, str, str]  # case id, prediction, reference
 def match_folders(predictions: str | Path, references: str | Path | Sequence[Case]) -> list[Pair]:
     """(case, prediction, reference) of every case, by case id; one InputError names all that have no partner.
 
-    Files are searched in sub-folders too. A prediction is named <case>.nii.gz or <case>_ensemble.nii.gz. References
-    are a folder, or cases: of those the ones with a label count, and predictions of the others are left aside.
+    Files are searched in sub-folders too, but for those of maps of doubt. A prediction is named <case>.nii.gz or
+    <case>_ensemble.nii.gz. References are a folder, or cases: of those the ones with a label count, and predictions of
+    the others are left aside.
     """
     faults = Faults()
     predicted = _files(predictions, "predictions", faults)
@@ -61,6 +63,8 @@ def _files(folder: str | Path, field: str, faults: Faults) -> dict[str, str]:
     found: dict[str, str] = {}
     for file in sorted(root.rglob("*")):
         if file.name.startswith(".") or not file.name.lower().endswith(IMAGE_ENDINGS) or file.is_dir():
+            continue
+        if file.parent.name == UNCERTAINTY and file.parent != root:
             continue
         case = case_id(file.name)
         if case in found:

@@ -38,7 +38,8 @@ __all__ += ["status", "train", "tune", "tune_ahead"]
 class RunResult:
     """What a run ended with. `evaluation` is of the testing cases, None where they have no labels.
 
-    `dry`: what a dry run found, which ends with nothing else. `sweep`: what came of the one before the trainings.
+    `look_at`: ids of testing cases whose Dice is likely low. `dry`: what a dry run found, which ends with nothing else.
+    `sweep`: what came of the one before the trainings.
     """
 
     work_dir: Path
@@ -47,6 +48,7 @@ class RunResult:
     cross_validation: dict[str, Any] = field(default_factory=dict)
     evaluation: Evaluation | None = None
     predictions: dict[str, Path] = field(default_factory=dict)
+    look_at: tuple[str, ...] = ()
     failed: tuple[JobResult, ...] = ()
     labels: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0
@@ -67,6 +69,7 @@ class RunResult:
             "cross-validation": w.cross_validation_json,
             "ensemble": w.ensemble_json,
             "predictions": w.ensemble_output,
+            "doubt": w.doubt_json,
             "evaluation": w.evaluation_json,
             "evaluation table": w.evaluation_csv,
             "plan": w.plan_json,
@@ -277,16 +280,24 @@ def _ensemble(
     names = tuple(member.name for member in members)
     predictions: dict[str, Path] = {}
     failed: tuple[JobResult, ...] = ()
+    looked: tuple[str, ...] = ()
     evaluation = None
     if datalist.testing:
         session.stage(f"prediction: {len(datalist.testing)} testing cases")
         bundles = [session.workspace.named_bundle(name) for name in names]
-        predictions, failed = predicting.predict_cases(
+        made = predicting.predict_cases(
             session, bundles, datalist.testing, lambda case: session.workspace.prediction(case.id), "predict"
         )
+        predictions, failed = made.predictions, made.failed
+        looked = predicting.doubt_predictions(session, session.workspace, made, session.workspace)
         evaluation = predicting.evaluate_testing(session, datalist, predictions)
     complete = replace(
-        result, members=names, predictions=predictions, evaluation=evaluation, failed=(*result.failed, *failed)
+        result,
+        members=names,
+        predictions=predictions,
+        look_at=looked,
+        evaluation=evaluation,
+        failed=(*result.failed, *failed),
     )
     return _finished(session, complete, started)
 
@@ -304,9 +315,17 @@ def _finished(session: Session, result: RunResult, started: float) -> RunResult:
 
 
 def predict(
-    work_dir: str | Path, input: str | Path, output: str | Path, notify: Notify | None = None
+    work_dir: str | Path,
+    input: str | Path,
+    output: str | Path,
+    notify: Notify | None = None,
+    uncertainty_maps: bool = False,
 ) -> dict[str, Path]:
-    """Predict new images (a file or a folder) by a finished run's ensemble; writes <output>/<case>.nii.gz."""
+    """Predict new images (a file or a folder) by a finished run's ensemble; writes <output>/<case>.nii.gz.
+
+    Beside them doubt.json, which says what Dice is likely and what to look at; with `uncertainty_maps` percent of doubt
+    by voxel, <output>/uncertainty/<case>.nii.gz.
+    """
     from autoseg.pipeline import predicting
 
     workspace = Workspace(work_dir)
@@ -315,12 +334,18 @@ def predict(
     cases = predicting.input_cases(input, int(settings["image_files"]))
     target = Workspace(output)
     target.create()
-    config = load_config(None, check_paths=False, work_dir=str(workspace.root))
+    mode = read_json(workspace.ensemble_json).get("mode", "mean")
+    config = load_config(
+        None,
+        check_paths=False,
+        **{"work_dir": str(workspace.root), "ensemble_mode": mode, "uncertainty_maps": uncertainty_maps},
+    )
     with open_session(config, notify) as session:
-        made, _ = predicting.predict_cases(
+        made = predicting.predict_cases(
             session, members, cases, lambda case: target.root / f"{case.id}.nii.gz", "predict_new"
         )
-    return made
+        predicting.doubt_predictions(session, workspace, made, target)
+    return made.predictions
 
 
 def evaluate(

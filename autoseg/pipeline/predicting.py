@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from autoseg.bundles.marks import bundle_weights
 from autoseg.datalist import case_id, find_images, unreadable
 from autoseg.datalist.formats import IMAGE_ENDINGS
+from autoseg.ensemble.doubt import DoubtRule, doubts, fit_doubt
 from autoseg.ensemble.members import choose_members, fit_members, standing
 from autoseg.errors import Fault, InputError, NoResultError
 from autoseg.evaluation import Evaluation, evaluate_pairs, write_evaluation
@@ -20,7 +21,17 @@ from autoseg.pipeline.pace import Pace
 from autoseg.pipeline.session import Session
 from autoseg.pipeline.training import run_jobs
 from autoseg.records import Case, Datalist, Event, Job, JobResult, LeaderboardEntry, Resources, Slot
-from autoseg.workspace import Workspace, read_json, read_keys, write_json
+from autoseg.workspace import Workspace, read_json, read_keys, restored, uncertainty_path, write_json
+
+MOST_NAMED = 5  # cases to look at that are named on the screen
+
+
+class Made(NamedTuple):
+    """What a prediction made: files by case id, the jobs that failed, by case id and label what Dice is expected."""
+
+    predictions: dict[str, Path]
+    failed: tuple[JobResult, ...]
+    expected: dict[str, dict[str, float | None]]
 
 
 def pick_members(
@@ -75,8 +86,17 @@ def _record(
         "mode": session.config.ensemble_mode,
         "members": [member.name for member in members],
         "left_out": [{"name": left, "reason": reason} for left, reason in left_out],
+        "doubt": fit_doubt(_out_of_fold(session.workspace, members)),
     }
     write_json(session.workspace.ensemble_json, record)
+
+
+def _out_of_fold(workspace: Workspace, members: Sequence[LeaderboardEntry]) -> list[dict[str, Any]]:
+    """The rows of cross_validation.json of the members' families."""
+    if not workspace.cross_validation_json.is_file():
+        return []
+    families = read_keys(workspace.cross_validation_json, "families")[0]
+    return [row for name in dict.fromkeys(member.algo for member in members) for row in families[name]["cases"]]
 
 
 def in_time(
@@ -124,7 +144,10 @@ def prediction_jobs(
             "scratch": str(workspace.cache / "scratch"),
             "results": str(folder / "predictions.json"),
             "progress": str(folder / "metrics.jsonl"),
+            "uncertainty": session.config.uncertainty_maps,
         }
+        files = [output(case) for case in shard]
+        maps = [uncertainty_path(path) for path in files] if session.config.uncertainty_maps else []
         weights = {os.path.relpath(b, workspace.root): bundle_weights(b).stat().st_mtime_ns for b in bundles}
         how = {"mode": spec["mode"], "outputs": fingerprint({"outputs": spec["outputs"]})}
         inputs = made_from(members=weights, ensemble=how, testing=case_digests(shard))
@@ -132,7 +155,7 @@ def prediction_jobs(
             id=job_id,
             argv=(sys.executable, "-m", "autoseg.ensemble", "predict", str(folder / "spec.json")),
             cwd=str(folder),
-            outputs=("predictions.json", *(str(output(case)) for case in shard)),
+            outputs=("predictions.json", *map(str, (*files, *maps))),
             inputs=inputs,
             fingerprint=fingerprint(inputs),
             resources=Resources(gpus=1 if session.devices.gpus else 0, cpus=session.devices.cores),
@@ -145,8 +168,8 @@ def prediction_jobs(
 
 def predict_cases(
     session: Session, bundles: Sequence[Path], cases: Sequence[Case], output: Callable[[Case], Path], label: str
-) -> tuple[dict[str, Path], tuple[JobResult, ...]]:
-    """Predict cases by the ensemble of these bundles. Returns (case id -> file, jobs that failed)."""
+) -> Made:
+    """Predict cases by the ensemble of these bundles."""
     jobs = []
     for job, spec in prediction_jobs(session, bundles, cases, output, label):
         Path(job.cwd).mkdir(parents=True, exist_ok=True)
@@ -154,17 +177,40 @@ def predict_cases(
         jobs.append(job)
     results = run_jobs(session, jobs, _slots(session, cases))
     predictions: dict[str, Path] = {}
+    expected: dict[str, dict[str, float | None]] = {}
     left_out: list[str] = []
     for job in jobs:
         answer = Path(job.cwd) / "predictions.json"
         found = read_json(answer) if answer.exists() else {"predictions": {}, "errors": {}}
         predictions |= {case: Path(path) for case, path in found["predictions"].items() if Path(path).exists()}
+        expected |= found.get("expected", {})
         for case, error in found["errors"].items():
             session.notify(Event("warning", f"{case} could not be predicted: {error}"))
         left_out += found.get("left_out", [])
     for message in dict.fromkeys(left_out):  # every job says of a broken member that it is
         session.notify(Event("warning", message))
-    return predictions, tuple(r for r in results.values() if r.status != "done")
+    return Made(predictions, tuple(r for r in results.values() if r.status != "done"), expected)
+
+
+def doubt_predictions(session: Session, workspace: Workspace, made: Made, target: Workspace) -> tuple[str, ...]:
+    """doubt.json of `target`: the Dice predicted of every case, by the rule in ensemble.json of `workspace`.
+
+    Returns the ids of the cases to look at, which are said; nothing where no rule could be learned.
+    """
+    plain = read_json(workspace.ensemble_json).get("doubt")
+    if not plain or not made.expected:
+        target.doubt_json.unlink(missing_ok=True)
+        return ()
+    rule = restored(DoubtRule, plain, workspace.ensemble_json)
+    found = doubts(rule, made.expected)
+    write_json(target.doubt_json, {"look_below": rule.look_below, "n_cases": rule.n_cases, "cases": found})
+    looked = [one for one in found if one.look]
+    if looked:
+        named = ", ".join(f"{one.case} ({one.mean_dice:.2f})" for one in looked[:MOST_NAMED])
+        more = f" and {len(looked) - MOST_NAMED} more" if len(looked) > MOST_NAMED else ""
+        message = f"look at {len(looked)} of {len(found)} cases, whose Dice is likely low: {named}{more}"
+        session.stage(f"{message} ({target.doubt_json})")
+    return tuple(one.case for one in looked)
 
 
 def evaluate_testing(session: Session, datalist: Datalist, predictions: Mapping[str, Path]) -> Evaluation | None:

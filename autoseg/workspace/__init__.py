@@ -31,6 +31,7 @@ WORDS = ("No space left on device", "Disk quota exceeded")
 PAUSE_SECONDS = 2.0
 SAID_SECONDS = 60.0
 LITTLE = 4 * 2**20  # bytes: with less a process that died without a word died of it
+UNCERTAINTY = "uncertainty"  # the folder of such maps, beside predictions
 BUNDLE = re.compile(r"[A-Za-z][A-Za-z0-9]*_\d+")  # family and fold
 logger = logging.getLogger(__name__)
 
@@ -246,6 +247,11 @@ def parse_reason(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def uncertainty_path(prediction: Path) -> Path:
+    """Where the map of doubt of a predicted label map lies."""
+    return prediction.parent / UNCERTAINTY / prediction.name
+
+
 class Workspace:
     """The folder of a run (`work_dir`): knows the name of every file in it and writes nothing on its own."""
 
@@ -263,6 +269,7 @@ class Workspace:
     plan_json = property(lambda self: self.root / "plan.json")
     leaderboard_json = property(lambda self: self.root / "leaderboard.json")
     ensemble_json = property(lambda self: self.root / "ensemble.json")
+    doubt_json = property(lambda self: self.root / "doubt.json")
     evaluation_json = property(lambda self: self.root / "evaluation.json")
     evaluation_csv = property(lambda self: self.root / "evaluation.csv")
     cross_validation_json = property(lambda self: self.root / "cross_validation.json")

@@ -50,7 +50,7 @@ def compare(root: Path, folder: Path) -> None:
     predictor = Predictor([bundle], torch.device("cpu"))
     wrong = found = voxels = 0
     for case in cases:
-        expected, affine = predictor.labels(case)
+        expected, affine = predictor.predict(case)[:2]
         (path,) = workflow_output.rglob(f"{case.id.removesuffix('_0000')}*_seg.nii.gz")
         image = nib.load(path)
         labels = np.asarray(image.dataobj)

@@ -123,7 +123,7 @@ def test_inference_yaml_predicts_what_the_engine_predicts(trained: Path, tmp_pat
     predictor = Predictor([bundle], torch.device("cpu"))
     wrong = foreground = voxels = 0
     for case in cases:
-        expected, affine = predictor.labels(case)
+        expected, affine = predictor.predict(case)[:2]
         found = nib.load(tmp_path / "out" / case.id / f"{case.id}_seg.nii.gz")
         np.testing.assert_allclose(found.affine, affine, atol=1e-4)
         labels = np.asarray(found.dataobj)

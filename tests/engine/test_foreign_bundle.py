@@ -32,7 +32,7 @@ def test_pictures_are_answered_in_two_or_three_dimensions(
     else:
         nib.save(nib.Nifti1Image(pixels, np.diag([2.0, 3.0, 1.0, 1.0])), path)
     case = Case("picture", (str(path),))
-    found, affine = Predictor([open_bundle(make_foreign(body))], CPU).labels(case)
+    found, affine = Predictor([open_bundle(make_foreign(body))], CPU).predict(case)[:2]
     assert found.shape == (12, 9, 1) and (found == 1).all() and affine.shape == (4, 4)
 
 
@@ -42,7 +42,7 @@ def test_what_is_not_on_the_image_s_grid_is_refused(make_foreign: MakeForeign, d
     with pytest.raises(
         ValueError, match=r"tinynet_0 gives probabilities of shape \(3, 24, 24\), not \(3, 24, 24, 20\)"
     ):
-        Predictor([bundle], CPU).labels(case)
+        Predictor([bundle], CPU).predict(case)
 
 
 def answers(*probabilities: float, only: str = "") -> str:
@@ -67,7 +67,7 @@ def test_one_that_fails_on_a_case_is_left_out_of_it(make_foreign: MakeForeign, d
     assert event.kind == "warning" and event.facts == {"case": other.id}
     assert event.message == f"picky_0 is left out of the prediction of {other.id}: AssertionError: not mine"
     with pytest.raises(AssertionError, match="not mine"):  # nobody is left
-        Predictor([open_bundle(picky)], CPU, mode, notify=events.append).labels(other)
+        Predictor([open_bundle(picky)], CPU, mode, notify=events.append).predict(other)
     assert len(events) == 1
 
 
@@ -76,8 +76,8 @@ def test_an_inferer_makes_way_where_not_all_fit(
 ) -> None:
     case = Case("x", (str(next((demo_data.parent / "images").glob("*.nii.gz"))),))
     bundles = [open_bundle(make_foreign(answers(1, 0, 0), f"tinynet_{fold}")) for fold in (0, 1)]
-    Predictor(bundles, CPU).labels(case)
+    Predictor(bundles, CPU).predict(case)
     assert all("inferer" in vars(bundle) for bundle in bundles)
     monkeypatch.setattr("autoseg.engine.predictor.WEIGHT_BYTES", -1)
-    Predictor(bundles, CPU).labels(case)
+    Predictor(bundles, CPU).predict(case)
     assert not any("inferer" in vars(bundle) for bundle in bundles)

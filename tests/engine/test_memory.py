@@ -230,9 +230,9 @@ def test_predictions_make_do_with_smaller_windows(make_bundle: MakeBundle) -> No
             raise ERRORS[0]
 
     predictor._networks(0)[0].register_forward_pre_hook(narrow)
-    found = predictor.labels(case)[0]
-    assert (found == Predictor([expected], CPU).labels(case)[0]).all()
-    predictor.labels(case)
+    found = predictor.predict(case).labels
+    assert (found == Predictor([expected], CPU).predict(case).labels).all()
+    predictor.predict(case)
     message = "memory ran out: windows of 16x16x16 instead of 16x32x16 voxels"
     assert [event.message for event in told] == [message], "said once, and remembered"
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.transforms import Compose
+from monai.transforms import Compose, OneOf, RandGaussianNoised, RandShiftIntensityd
 
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.cache import CachedCase, ensure_cached, to_indices
-from autoseg.engine.patches import PatchDataset, cut, patch_loader
+from autoseg.engine.patches import PatchDataset, cut, one_state, patch_loader
 
 MakeBundle = Callable[..., Path]
 
@@ -180,3 +180,15 @@ def test_augmentation_multiplies_every_probability_but_that_of_mirroring(
     names = ["affine", "noise", "blur", "brightness", "brightness", "contrast", "gamma", "low_resolution"]
     expected = [min(1.0, strength * bundle.settings[f"{name}_prob"]) for name in names]
     assert [t.prob for t in random] == expected
+
+
+def test_all_transforms_draw_from_one_state_nested_ones_too() -> None:
+    inner, outer = RandGaussianNoised("image", prob=1.0), RandShiftIntensityd("image", prob=1.0, offsets=0.5)
+    transforms = Compose([outer, OneOf([Compose([inner])])])
+    state = one_state(transforms)
+    found = []
+    for seed in (5, 6, 5):
+        state.seed(seed)
+        found.append(transforms({"image": torch.zeros(1, 4, 4, 4)})["image"])
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[1])

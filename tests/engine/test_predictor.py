@@ -154,7 +154,7 @@ def test_label_maps_keep_the_geometry_and_the_label_values(trained: list[Bundle]
     case = trained[0].datalist().testing[0]
     for bundle in trained:
         bundle.settings["label_values"] = [0, 1, 300]
-    written = Predictor(trained, CPU).write(case, tmp_path / "out" / "x.nii.gz")
+    written = Predictor(trained, CPU).write(case, tmp_path / "out" / "x.nii.gz").labels
     image, source = nib.load(tmp_path / "out" / "x.nii.gz"), nib.load(case.image[0])  # type: ignore[attr-defined]
     assert image.shape == source.shape
     assert np.allclose(image.affine, source.affine)
@@ -166,10 +166,10 @@ def test_label_maps_keep_the_geometry_and_the_label_values(trained: list[Bundle]
 def test_mean_and_vote(trained: list[Bundle]) -> None:
     case = trained[0].datalist().testing[0]
     each = [Predictor([b], CPU).probabilities(case)[0] for b in trained]
-    mean, _ = Predictor(trained, CPU).labels(case)
+    mean = Predictor(trained, CPU).predict(case).labels
     assert (mean == np.mean(each, 0).argmax(0)).mean() > 0.995  # random networks are near ties, stores are float16
     votes = sum(np.eye(3)[p.argmax(0)] for p in each) + 0.5 * np.moveaxis(np.mean(each, 0), 0, -1)
-    voted, _ = Predictor(trained, CPU, mode="vote").labels(case)
+    voted = Predictor(trained, CPU, mode="vote").predict(case).labels
     assert (voted == votes.argmax(-1)).mean() > 0.995
 
 

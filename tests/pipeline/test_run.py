@@ -177,13 +177,31 @@ def test_prediction_of_new_data_equals_the_run_s_own(
 ) -> None:
     config, result, _ = finished
     images = Path(config.datalist).parent / json.loads(Path(config.datalist).read_text())["testing"][0]["image"]
-    made = predict(config.work_dir, images, odd_path / "out put")
+    made = predict(config.work_dir, images, odd_path / "out put", uncertainty_maps=True)
     (case, path) = next(iter(made.items()))
     assert path == odd_path / "out put" / f"{case}.nii.gz"
     one, other = (np.asanyarray(nib.load(p).dataobj) for p in (path, result.predictions[case]))  # type: ignore[attr-defined]
     assert (one == other).all()
+    doubtful = nib.load(odd_path / "out put" / "uncertainty" / f"{case}.nii.gz")  # type: ignore[attr-defined]
+    percent = np.asanyarray(doubtful.dataobj)
+    assert percent.shape == one.shape and percent.dtype == np.uint8 and 0 < percent.max() <= 67  # of three classes
+    assert read_json(odd_path / "out put" / "doubt.json")["cases"][0]["case"] == case
     scored = evaluate(odd_path / "out put", odd_path / "out put", odd_path / "e.json")
     assert scored.mean_dice == 1.0
+
+
+def test_doubt_is_said_of_every_case(finished: tuple[RunConfig, RunResult, list[Event]]) -> None:
+    config, result, events = finished
+    workspace = Workspace(config.work_dir)
+    found = read_json(workspace.doubt_json)
+    assert {row["case"] for row in found["cases"]} == set(result.predictions)
+    assert all(0 < row["mean_dice"] <= 1 and set(row["dice"]) == {"1", "2"} for row in found["cases"])
+    assert found["n_cases"] == 8  # all that were out of a fold
+    below = [row["case"] for row in found["cases"] if row["mean_dice"] < found["look_below"]]
+    assert list(result.look_at) == below == [row["case"] for row in found["cases"] if row["look"]]
+    assert any(event.message.startswith("look at") for event in events) == bool(below)
+    rows = read_json(workspace.cross_validation_json)["families"]["segresnet"]["cases"]
+    assert all(0 <= row["expected"] <= 1 for row in rows)
 
 
 def test_status_tells_jobs_and_members(finished: tuple[RunConfig, RunResult, list[Event]]) -> None:
