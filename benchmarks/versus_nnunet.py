@@ -49,18 +49,18 @@ KINDS: dict[str, dict[str, Any]] = {
     "lesions": {"shape": (80, 80, 64), "labels": (1, 2), "training": 24, "testing": 16},
     "classes": {"shape": (56, 56, 48), "labels": (1, 2, 3, 4, 5), "training": 24, "testing": 16},
 }
-# what nnU-Net's own trainer is told: its length, no validation of cases that it has learned from, its seconds a step
+# nnU-Net's own trainer, told its length; called by its class, for its command imports every trainer that there is, and
+# one of them needs a package that does not go with every torch. The last argument is where seconds a step are written.
 TRAINER = """
-import json, os, time
+import json, os, sys, time
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as original
 
 
-class VersusTrainer(nnUNetTrainer):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.num_epochs = int(os.environ["VERSUS_EPOCHS"])
-        self.num_iterations_per_epoch = int(os.environ["VERSUS_ITERATIONS"])
+class nnUNetTrainer(original.nnUNetTrainer):
+    def __init__(self, plans, configuration, fold, dataset_json, device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs, self.num_iterations_per_epoch = int(sys.argv[2]), int(sys.argv[3])
         self.num_val_iterations_per_epoch = 1
         self.ends = []
 
@@ -69,9 +69,16 @@ class VersusTrainer(nnUNetTrainer):
         self.ends.append(time.time())
         return found
 
-    def perform_actual_validation(self, save_probabilities=False):
-        with open(os.environ["VERSUS_TIMES"], "w") as file:
-            json.dump(self.ends, file)
+
+if __name__ == "__main__":
+    device = torch.device(sys.argv[1])
+    torch.set_num_threads(os.cpu_count() if device.type == "cpu" else 1)
+    folder = os.path.join(os.environ["nnUNet_preprocessed"], "Dataset001_versus")
+    plans, dataset = (json.load(open(os.path.join(folder, name + ".json"))) for name in ("nnUNetPlans", "dataset"))
+    plans["continue_training"] = False
+    trainer = nnUNetTrainer(plans, "3d_fullres", "all", dataset, device)
+    trainer.run_training()
+    json.dump(trainer.ends, open(sys.argv[4], "w"))
 """
 
 
@@ -207,15 +214,10 @@ class NnUNet:
         self.folder = own
         return found
 
-    def _environment(self, **more: str) -> dict[str, str]:
+    def _environment(self) -> dict[str, str]:
         folders = {f"nnUNet_{part}": str(self.folder / part) for part in ("raw", "preprocessed", "results")}
-        trainers = self.folder / "trainer"
-        trainers.mkdir(exist_ok=True)
-        (trainers / "VersusTrainer.py").write_text(TRAINER, "utf-8")
         cores = str(available_cores())
-        told = {"nnUNet_extTrainer": str(trainers), "nnUNet_n_proc_DA": cores, "nnUNet_def_n_proc": cores}
-        length = {"VERSUS_EPOCHS": "1", "VERSUS_ITERATIONS": "1", "VERSUS_TIMES": str(self.folder / "times.json")}
-        return environment(**folders, **told, **length, **more)
+        return environment(**folders, nnUNet_n_proc_DA=cores, nnUNet_def_n_proc=cores)
 
     def _plan(self) -> float:
         cores = str(available_cores())
@@ -223,13 +225,14 @@ class NnUNet:
         return command(argv, self.folder / "output.log", self._environment())
 
     def _train(self, epochs: int, iterations: int) -> tuple[float, list[float]]:
-        argv = [self.bin / "nnUNetv2_train", "1", "3d_fullres", "all", "-tr", "VersusTrainer", "-device", self.device]
-        length = {"VERSUS_EPOCHS": str(epochs), "VERSUS_ITERATIONS": str(iterations)}
-        seconds = command(argv, self.folder / "output.log", self._environment(**length))
-        return seconds, json.loads((self.folder / "times.json").read_text("utf-8"))
+        script, times = self.folder / "train.py", self.folder / "times.json"
+        script.write_text(TRAINER, "utf-8")
+        argv = [self.bin / "python", script, self.device, str(epochs), str(iterations), times]
+        seconds = command(argv, self.folder / "output.log", self._environment())
+        return seconds, json.loads(times.read_text("utf-8"))
 
     def _predict(self) -> float:
-        argv = [self.bin / "nnUNetv2_predict", "-d", "1", "-c", "3d_fullres", "-f", "all", "-tr", "VersusTrainer"]
+        argv = [self.bin / "nnUNetv2_predict", "-d", "1", "-c", "3d_fullres", "-f", "all"]
         argv += ["-i", self.folder / "raw" / "Dataset001_versus" / "imagesTs", "-o", self.folder / "predictions"]
         argv += ["-device", self.device, "-npp", "1", "-nps", "1"]
         return command(argv, self.folder / "output.log", self._environment())

@@ -108,9 +108,6 @@ def _generate(session: Session) -> tuple[Datalist, list[Path]]:
     if config.not_use_cache:
         prepare.forget(workspace, prepare.families(config))
     datalist = _analysed(session)
-    from autoseg.pipeline.pace import kept_width
-
-    session.width = kept_width(workspace, config)
     if config.algo_gen is False:
         return datalist, prepare.standing_bundles(config, workspace, datalist)
     bundles = prepare.write_bundles(session, datalist, prepare.make_plans(session, datalist))
@@ -239,9 +236,6 @@ def _train(
     searching.forget_stale(session, bundles, datalist)
     training.forget_stale(session, training.training_jobs(session, bundles, datalist))
     planned = pace.pace(session, bundles, datalist)
-    if planned.narrower:
-        bundles = prepare.write_bundles(session, datalist, prepare.make_plans(session, datalist))
-        planned = pace.pace(session, bundles, datalist)
     searching.search_architectures(session, planned.bundles, datalist, planned.search)
 
     def so_far(results: dict[str, JobResult]) -> None:

@@ -23,7 +23,7 @@ from autoseg.pipeline.inputs import (
     setting_texts,
     several,
 )
-from autoseg.pipeline.pace import among, choice_key, kept_choice, kept_width
+from autoseg.pipeline.pace import among, choice_key, kept_choice
 from autoseg.pipeline.predicting import prediction_jobs
 from autoseg.pipeline.searching import begun_without, search_jobs
 from autoseg.pipeline.session import Notify, Session, shadow_session
@@ -101,7 +101,6 @@ def _draft(session: Session, real: Workspace) -> _Drafts:
     from autoseg.bundles.contract import is_foreign
     from autoseg.bundles.foreign import stands
 
-    session.width = kept_width(real, config)
     plans, folders = prepare.make_plans(session, datalist), prepare.families(config)
     bundles: list[Path] = []
     unwritten: dict[Path, Plan] = {}

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.bundles.marks import bundle_settings, family_and_fold, is_foreign_bundle
-from autoseg.bundles.pretrained import FIELD
 from autoseg.config import RunConfig
 from autoseg.devices import THREAD_SCALING, makespan
 from autoseg.engine.budget import SECONDS_A_CASE, budget_steps
@@ -22,15 +21,12 @@ from autoseg.pipeline.clock import Deadlines, seconds_spent
 from autoseg.pipeline.inputs import bundle_parts, case_digests, fingerprint, made_from
 from autoseg.pipeline.searching import Span, searches_left, time_to_search
 from autoseg.pipeline.session import Session
-from autoseg.pipeline.starting import names_weights
 from autoseg.pipeline.training import gpus_a_job, run_jobs, training_inputs, training_jobs
 from autoseg.planning.budget import CPU_SHARE, UNKNOWN_STEPS, Candidate, Choice, Room, choose, least_seconds
 from autoseg.records import Case, Datalist, Event, Job, Resources, Slot, Speed, to_plain
 from autoseg.workspace import Workspace, read_json, read_keys, restored, write_json
 
-# On hippocampus, in equal seconds of one core, half the width scored 0.8264, 0.8500 and 0.8603; full width made 72, 160
-# and 247 steps and scored 0.7808, 0.8239 and 0.8413.
-NARROW, NARROW_STEPS = 0.5, 400
+SEARCH_LEAVES = 400  # steps a training must keep beside a search
 WORTH_MEASURING = 100  # steps: shorter trainings are over before they are forecast
 PREDICTION_START = 8.0  # seconds: of the process that predicts
 SECONDS_A_SCORE = 0.3  # of one core: surface distances of a case
@@ -48,7 +44,6 @@ class Pace:
     closing: float = 0.0
     member_seconds: dict[str, float] = field(default_factory=dict)
     search: Span | None = None  # what searches for architectures may take; None: there is no time, or no limit
-    narrower: bool = False  # the time is short: plan again, with `session.width` as it is now
 
     @property
     def seconds_left(self) -> float:
@@ -79,10 +74,6 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
     room = Room(session.clock.left, len(session.training_slots(len(trained))), closing, max(members.values()))
     folds = len(session.config.folds(datalist))
     choice = _chosen(session, trained, datalist, candidates, room)
-    few = 0 if choice is None else choice.steps[candidates[0].name]
-    if choice is None or (few < NARROW_STEPS and _may_narrow(session)):
-        _narrow(session, few)
-        return Pace([], narrower=True)
     chosen = among(choice, trained)
     _tell(session, choice, folds)
     planned = {b.name: choice.seconds[_family(b)] for b in chosen if b.name in left}
@@ -114,35 +105,6 @@ def _unmeasured(bundles: Sequence[Path], datalist: Datalist) -> list[Candidate]:
         cases = len([case for case in datalist.split(_fold(bundle))[1] if case.label])
         found.append(Candidate(name, Speed(FOREIGN_START, 0.0, FOREIGN_CASE), 0, 0, cases))
     return found
-
-
-def _may_narrow(session: Session) -> bool:
-    """Not where bundles stand as they are, nor where weights to start from have a width of their own."""
-    config = session.config
-    fixed = config.algo_gen is False or any(start.get(FIELD) for start in config.starts.values())
-    return session.width == 1.0 and not fixed
-
-
-def _narrow(session: Session, steps: int) -> None:
-    """From now on, and for this limit, networks are half as wide, and make about twice the steps."""
-    assert session.clock is not None
-    session.width = NARROW
-    write_json(session.workspace.pace_json, {"limit": session.clock.limit, "width": session.width})
-    message = f"{_span(session.clock.limit)} are short, about {steps} steps: networks of half the width make more"
-    session.notify(Event("forecast", message))
-
-
-def kept_width(workspace: Workspace, config: RunConfig) -> float:
-    """Of the networks that an earlier call planned for this limit; 1 is what families take where time is not short.
-
-    Where weights are named to start from, theirs may be another: it is looked at anew.
-    """
-    if names_weights(config):
-        return 1.0
-    with contextlib.suppress(InputError, TypeError, ValueError):
-        kept, width = read_keys(workspace.pace_json, "limit", "width")
-        return float(width) if kept == config.time_limit and 0 < float(width) <= 1 else 1.0
-    return 1.0
 
 
 def _family(bundle: Path) -> str:
@@ -268,10 +230,10 @@ def prediction_seconds(session: Session, cases: Sequence[Case], slots: Sequence[
 
 def _chosen(
     session: Session, bundles: Sequence[Path], datalist: Datalist, candidates: Sequence[Candidate], room: Room
-) -> Choice | None:
+) -> Choice:
     """The choice for this limit: the one of an earlier call that went the same way, or a new one, kept in pace.json.
 
-    None where it is too short for anything, unless networks are made narrower.
+    InputError where it is too short for anything.
     """
     assert session.clock is not None
     config, limit, folds = session.config, session.clock.limit, len(session.config.folds(datalist))
@@ -285,20 +247,16 @@ def _chosen(
         return choose(candidates, folds, replace(room, seconds=seconds), named=named, all_folds=all_folds)
 
     choice = chosen_in(room.seconds)
-    if choice is not None:
-        first = among(choice, bundles)
-        span = time_to_search(session, searches_left(session, first, datalist), len(first))
-        beside = None if span is None else chosen_in(room.seconds - span.together)
-        if beside is not None and min(beside.steps.values()) >= NARROW_STEPS:  # a search must leave a training its own
-            choice = replace(beside, search=True)
-    if choice is None and _may_narrow(session):
-        return None
     if choice is None:
         least = least_seconds(candidates, room, named, folds if all_folds else 1) + session.clock.spent
         message = f"{_span(limit)} are too short: the least for these data here is {_span(1.1 * least)}"
         raise InputError([Fault("", "time_limit", message)])
-    kept = {"key": key, "limit": limit, "width": session.width, "choice": choice}
-    write_json(session.workspace.pace_json, kept)
+    first = among(choice, bundles)
+    span = time_to_search(session, searches_left(session, first, datalist), len(first))
+    beside = None if span is None else chosen_in(room.seconds - span.together)
+    if beside is not None and min(beside.steps.values()) >= SEARCH_LEAVES:
+        choice = replace(beside, search=True)
+    write_json(session.workspace.pace_json, {"key": key, "limit": limit, "choice": choice})
     return choice
 
 

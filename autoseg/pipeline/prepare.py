@@ -245,7 +245,7 @@ def _part(session: Session, plans: Mapping[str, Plan]) -> tuple[dict[str, Plan],
 def machine_for(session: Session, slots: Sequence[Slot]) -> Machine:
     """What plans are made for: the smallest of the slots."""
     smallest = min(s.memory for s in slots), min(s.cpus for s in slots)
-    return Machine(session.devices.kind, *smallest, session.width)
+    return Machine(session.devices.kind, *smallest)
 
 
 def said_of(config: RunConfig, name: str, folder: Path) -> dict[str, Any]:

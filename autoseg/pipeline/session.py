@@ -33,7 +33,6 @@ class Session:
     listener: Notify
     clock: Clock | None = None  # of a call with a time limit
     job_memory: int = 0  # bytes of a GPU that trainings reserve, where it was measured that several are to share one
-    width: float = 1.0  # of networks, see `Machine`
     lost: list[str] = field(default_factory=list)  # names of GPUs
     retries: int = 0  # jobs started again
     clocks: list[Clock] = field(default_factory=list)  # of parts of the call

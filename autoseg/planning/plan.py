@@ -30,8 +30,7 @@ CPU_ITERATIONS = 1000  # about ten minutes of one core for a patch of 40x56x40 a
 class FamilyTraits:
     """What planning must know of a family. `bytes_per_voxel_and_filter`: activations kept for one patch voxel.
 
-    `filters_multiple`: of what the filters must be a multiple. `share`: of the time, where it is limited, in proportion
-    to the other families'.
+    `share`: of the time, where it is limited, in proportion to the other families'.
     """
 
     patch: PatchRule
@@ -42,17 +41,13 @@ class FamilyTraits:
     learning_rate_gpu: float
     spatial_dims: int = 3
     share: float = 1.0
-    filters_multiple: int = 1
     steps_cpu: int = CPU_ITERATIONS
 
     def filters(self, machine: Machine) -> int:
-        usual = self.filters_gpu if machine.kind == "cuda" else self.filters_cpu
-        return max(1, int(usual * machine.width / self.filters_multiple)) * self.filters_multiple
+        return self.filters_gpu if machine.kind == "cuda" else self.filters_cpu
 
     def width(self, machine: Machine) -> tuple[int, str]:
         """Filters of the first level, and the reason."""
-        if machine.width != 1.0:
-            return self.filters(machine), f"{machine.width:g} times the usual: little time"
         return self.filters(machine), f"trains in minutes on a {machine.kind}"
 
 

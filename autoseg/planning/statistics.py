@@ -11,15 +11,11 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a job will run: `kind` is cuda, mps or cpu, `memory` the bytes its network may fill, cores of its slot.
-
-    `width`: of networks, in relation to what families would take there: under 1 where time is short.
-    """
+    """Where a job will run: `kind` is cuda, mps or cpu, `memory` the bytes its network may fill, cores of its slot."""
 
     kind: str
     memory: int
     cores: int
-    width: float = 1.0
 
 
 @dataclass(frozen=True)

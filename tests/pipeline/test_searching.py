@@ -167,7 +167,7 @@ def set_in(bundle: Path, **settings: Any) -> None:
 
 def test_within_a_limit_what_is_chosen_is_searched_and_trained(odd_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(searching, "LEAST_SECONDS", 1.0)
-    monkeypatch.setattr(pace, "NARROW_STEPS", 1)
+    monkeypatch.setattr(pace, "SEARCH_LEAVES", 1)
     events: list[Event] = []
     result = run(configure(odd_path, time_limit="600s"), events.append)  # which few steps need not
     done = [event.facts["id"] for event in events if event.kind == "job_done"]

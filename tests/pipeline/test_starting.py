@@ -13,15 +13,12 @@ import torch
 
 from autoseg.config import load_config
 from autoseg.demo import make_demo_data
-from autoseg.devices import detect_devices
 from autoseg.errors import InputError
 from autoseg.pipeline import generate, run, train, tune_ahead
-from autoseg.pipeline.pace import _may_narrow
 from autoseg.pipeline.prepare import families, ours
-from autoseg.pipeline.session import Session
 from autoseg.pipeline.starting import refuse_bad_start
 from autoseg.records import Event
-from autoseg.workspace import Workspace, read_json, read_yaml
+from autoseg.workspace import read_json, read_yaml
 
 TINY = {"init_filters": 8, "blocks_down": [1, 1], "dsdepth": 1, "roi_size": [24, 24, 16], "num_images_per_batch": 2}
 
@@ -183,13 +180,3 @@ def test_beside_weights_nothing_is_searched(earlier: Path, datalist: Path) -> No
     with pytest.raises(InputError) as refused:
         refuse_bad_start(replace(config, pretrained=str(state)), folders)
     assert [(f.field, "none is searched" in f.message) for f in refused.value.faults] == [("--set dints.search", True)]
-
-
-def test_networks_of_weights_are_not_made_narrower_where_time_is_short(earlier: Path, datalist: Path) -> None:
-    config = load_config(given(datalist.parent / "run", datalist))
-    session = Session(config, Workspace(config.work_dir), detect_devices(), lambda event: None)
-    assert _may_narrow(session)
-    session.config = replace(config, starts={"segresnet": {"pretrained": None}})
-    assert _may_narrow(session)
-    session.config = replace(config, starts={"segresnet": {"pretrained": str(earlier)}})
-    assert not _may_narrow(session)

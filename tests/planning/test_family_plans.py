@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
 from collections.abc import Callable
@@ -170,22 +169,3 @@ def test_swin_unetr_wants_a_gpu_and_volumes_of_half_a_patch() -> None:
 def test_channels_and_files_are_those_of_the_data(name: str) -> None:
     settings = plan(name, statistics(channels=4, image_files=4)).settings
     assert (settings["input_channels"], settings["image_files"], settings["image_dims"]) == (4, 4, 3)
-
-
-@pytest.mark.parametrize(
-    ("name", "key", "width"),
-    [
-        ("segresnet", "init_filters", 4),
-        (FLAT, "init_filters", 8),
-        ("dints", "channel_mul", 0.25),
-        ("swinunetr", "feature_size", 12),
-        ("unetr", "feature_size", 8),
-        ("mednext", "init_filters", 8),
-        ("unet", "filters", [8, 16, 32, 64]),
-    ],
-)
-def test_networks_are_narrower_where_time_is_short(name: str, key: str, width: float) -> None:
-    usual, narrow = (plan(name, statistics(), dataclasses.replace(CPU, width=w)) for w in (1.0, 0.5))
-    assert narrow.settings[key] == width
-    assert "little time" in narrow.reasons[key] and "little time" not in usual.reasons[key]
-    assert narrow.settings["roi_size"] == usual.settings["roi_size"]

@@ -11,12 +11,11 @@ STRIDE = 32  # patches of two voxels, merged four times
 TRAITS = FamilyTraits(
     # one patch of 64^3 on a CPU: the windows of the deepest level then hold more than one token
     PatchRule(6, fixed=True, voxels_cpu=64**3, voxels_gpu=128**3, smallest_batch=1, largest_batch=8),
-    filters_cpu=12,
+    filters_cpu=12,  # a multiple of 12: heads of 3, 6, 12 and 24, and their patches' merging
     filters_gpu=48,
     bytes_per_voxel_and_filter=90.0,
     learning_rate_cpu=1.5e-3,
     learning_rate_gpu=4e-4,
-    filters_multiple=12,  # heads of 3, 6, 12 and 24, and their patches' merging
 )
 
 

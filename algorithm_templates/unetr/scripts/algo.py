@@ -16,7 +16,6 @@ TRAITS = FamilyTraits(
     bytes_per_voxel_and_filter=100.0,
     learning_rate_cpu=1e-3,
     learning_rate_gpu=1e-4,
-    filters_multiple=8,
 )
 
 
