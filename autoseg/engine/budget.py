@@ -9,7 +9,7 @@ from typing import Any
 
 FIRST_GUESS = 0.1  # of the time, for what comes after the last step, until a validation has been timed
 SCORING = 1.15  # times the windows' share: resampling to the image's grid, Dice, files
-SECONDS_A_CASE = 0.15  # of reading and writing, when a case is scored
+SECONDS_A_CASE = 0.08  # of reading and writing, when a case is scored
 ENDING = 2.0  # seconds: weights, the process's end
 
 

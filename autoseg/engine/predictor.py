@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +60,7 @@ class Predictor:
     Bundles that agree in preprocessing and windows share both: their networks run in lockstep, as many as
     `WEIGHT_BYTES` hold. A vote keeps them apart and is decided, where tied, by the mean.
     A foreign bundle that raises for a case is left out of it with a "warning" event, as long as others answer.
+    `networks`: by bundle, instead of those that its weights make.
     """
 
     def __init__(
@@ -69,7 +70,9 @@ class Predictor:
         mode: str = "mean",
         scratch: Path | None = None,
         notify: Callable[[Event], None] = lambda event: None,
+        networks: Mapping[Path, torch.nn.Module] | None = None,
     ):
+        self.given = networks or {}
         self.device, self.mode, self.scratch, self.notify = device, mode, scratch, notify
         self.classes = Classes.of(bundles[0].settings)
         self._preprocessing = {bundle.root: bundle.preprocessing_key() for bundle in bundles}
@@ -122,7 +125,9 @@ class Predictor:
         if group not in self._loaded:
             if not self._keep:
                 self._loaded.clear()
-            self._loaded[group] = [b.trained_network().to(self.device) for b in self.groups[group]]
+            self._loaded[group] = [
+                (self.given.get(b.root) or b.trained_network()).to(self.device) for b in self.groups[group]
+            ]
         return self._loaded[group]
 
     @contextlib.contextmanager

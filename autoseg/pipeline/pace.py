@@ -29,7 +29,7 @@ from autoseg.workspace import Workspace, read_json, read_keys, restored, write_j
 SEARCH_LEAVES = 400  # steps a training must keep beside a search
 WORTH_MEASURING = 100  # steps: shorter trainings are over before they are forecast
 PREDICTION_START = 8.0  # seconds: of the process that predicts
-SECONDS_A_SCORE = 0.3  # of one core: surface distances of a case
+SECONDS_A_SCORE = 0.1  # of one core: surface distances of a case
 FOREIGN_START, FOREIGN_CASE = 20.0, 2.0  # seconds of a foreign template's start, of a case: nobody has measured them
 SHARING_GAIN = 1.1  # times as many steps in the same time that trainings side by side on a GPU must make
 SHARING_LIMIT = 600.0  # seconds: in a shorter call, trying it out costs more than it gives
