@@ -96,7 +96,8 @@ def _out_of_fold(workspace: Workspace, members: Sequence[LeaderboardEntry]) -> l
     if not workspace.cross_validation_json.is_file():
         return []
     families = read_keys(workspace.cross_validation_json, "families")[0]
-    return [row for name in dict.fromkeys(member.algo for member in members) for row in families[name]["cases"]]
+    names = dict.fromkeys(member.algo for member in members if member.algo in families)
+    return [row for name in names for row in families[name]["cases"]]
 
 
 def in_time(
