@@ -48,6 +48,10 @@ class Bundle:
         self.root, self.settings = root, settings
         self._preprocessing: dict[bool, Compose] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the transforms, which hold what cannot be pickled."""
+        return {**self.__dict__, "_preprocessing": {}}
+
     @classmethod
     def load(cls, root: str | Path, overrides: Mapping[str, Any] | None = None) -> Bundle:
         """Read `root`/configs/hyper_parameters.yaml, whose values are numbers and words, never run as expressions.

@@ -26,11 +26,11 @@ class ExpectedDice:
         flat = probabilities.flatten(1)
         if self.classes.regions:
             mask = flat > 0.5
-            inside, decided = (flat * mask).sum(1), mask.sum(1)
+            inside, decided = (flat * mask).sum(1, dtype=torch.float64), mask.sum(1)
         else:
             index = argmax(flat)
             decided = torch.bincount(index, minlength=self.classes.outputs)
-            inside = torch.bincount(index, flat.gather(0, index[None])[0], minlength=self.classes.outputs)
+            inside = torch.bincount(index, flat.gather(0, index[None])[0].double(), minlength=self.classes.outputs)
         self._inside += inside.double().cpu().numpy()
         self._decided += decided.double().cpu().numpy()
         self._total += flat.sum(1, dtype=torch.float64).cpu().numpy()

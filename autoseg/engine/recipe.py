@@ -77,8 +77,17 @@ def build_optimizer(
     ]
     if settings["optimizer"] == "sgd":
         momentum = float(settings["momentum"])
-        return torch.optim.SGD(groups, rate, momentum=momentum, weight_decay=decay, nesterov=True, fused=True)
-    return torch.optim.AdamW(groups, rate, weight_decay=decay, fused=True)  # fused: half the time, on a CPU too
+        # not fused: of a first step that is skipped, in half precision, its momentum would keep what memory held
+        return torch.optim.SGD(groups, rate, momentum=momentum, weight_decay=decay, nesterov=True)
+    optimizer = torch.optim.AdamW(groups, rate, weight_decay=decay, fused=True)  # half the time, on a CPU too
+    optimizer.register_load_state_dict_post_hook(_fuse)
+    return optimizer
+
+
+def _fuse(optimizer: torch.optim.Optimizer) -> None:
+    """A state that was saved by an optimiser that was not fused makes none of this one."""
+    for group in optimizer.param_groups:
+        group["fused"] = True
 
 
 def group_rate(settings: Mapping[str, Any], group: Mapping[str, Any], share: float) -> float:

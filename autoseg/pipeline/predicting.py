@@ -151,6 +151,8 @@ def prediction_jobs(
         maps = [uncertainty_path(path) for path in files] if session.config.uncertainty_maps else []
         weights = {os.path.relpath(b, workspace.root): bundle_weights(b).stat().st_mtime_ns for b in bundles}
         how = {"mode": spec["mode"], "outputs": fingerprint({"outputs": spec["outputs"]})}
+        if maps:  # else those of an earlier ensemble would pass for this one's
+            how["uncertainty"] = "true"
         inputs = made_from(members=weights, ensemble=how, testing=case_digests(shard))
         job = Job(
             id=job_id,

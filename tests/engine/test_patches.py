@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,12 @@ def test_the_cache_is_shared_by_folds_and_notices_a_changed_file(make_bundle: Ma
     label.write_bytes(label.read_bytes())  # same content, newer: made again
     ensure_cached(one, [case])
     assert (found.folder / "case.json").stat().st_mtime_ns != before
+
+
+def test_a_bundle_that_has_preprocessed_can_be_sent_to_workers(make_bundle: MakeBundle) -> None:
+    bundle = Bundle.load(make_bundle())
+    ensure_cached(bundle, bundle.cases()[0][:1])
+    assert pickle.loads(pickle.dumps(bundle)).settings == bundle.settings
 
 
 def case_of(folder: Path, image: np.ndarray, label: np.ndarray) -> CachedCase:
