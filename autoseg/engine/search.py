@@ -30,7 +30,7 @@ from autoseg.engine.memory import with_less
 from autoseg.engine.patches import PatchDataset, patch_loader
 from autoseg.engine.precision import autocast_for, training_precision
 from autoseg.engine.progress import in_voxels
-from autoseg.engine.recipe import build_loss, learning_rate
+from autoseg.engine.recipe import build_loss, clipped, learning_rate
 from autoseg.errors import Faults
 from autoseg.planning.budget import search_faults
 from autoseg.planning.patch import halved_patch
@@ -212,8 +212,7 @@ class ArchitectureSearch:
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        norm = torch.nn.utils.clip_grad_norm_(parameters, float(self.settings["gradient_clip"]))
-        if math.isfinite(float(norm)):
+        if math.isfinite(clipped(parameters, float(self.settings["gradient_clip"]))):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
