@@ -61,8 +61,6 @@ def train(root: Path, override: Mapping[str, Any]) -> None:
         until_first_step = time.time() - psutil.Process().create_time()
         progress = trainer.run()
         ranks.part()
-        if not ranks.first:
-            return
         if progress.patch:
             write_json(patch_file(root), {"roi_size": progress.patch})
         facts = {

@@ -115,9 +115,17 @@ class Ranks:
             self.agreed(0.0)
 
     def part(self) -> None:
-        """Leave the others."""
-        if self.world > 1 and dist.is_initialized():
-            dist.destroy_process_group()
+        """Leave the others. Only the first process goes on: the others end here, their work is done.
+
+        At once, for freeing what DDP holds may wait forever: Python's lock is kept while gloo's thread is joined, which
+        asks for it to free the tensors of its last broadcast.
+        """
+        if self.world == 1 or not dist.is_initialized():
+            return
+        dist.destroy_process_group()
+        if not self.first:
+            logging.shutdown()
+            os._exit(0)
 
 
 def _end_with_parent() -> None:

@@ -122,6 +122,21 @@ def test_a_process_that_is_killed_ends_all_and_says_so(make_bundle: MakeBundle, 
     assert not alive
 
 
+def test_only_the_first_process_goes_on_when_they_part(tmp_path: Path) -> None:
+    """The others end at once: to free what they hold of one another may wait forever."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import pathlib, torch\n"
+        "from autoseg.engine.ranks import Ranks\n"
+        "ranks = Ranks.join(torch.device('cpu'))\n"
+        "ranks.mean(1.0)\n"
+        "ranks.part()\n"
+        f"pathlib.Path({str(tmp_path)!r}, f'went_on_{{ranks.rank}}').touch()\n"
+    )
+    assert subprocess.run([*torchrun("2"), str(script)], timeout=120).returncode == 0
+    assert [path.name for path in tmp_path.glob("went_on_*")] == ["went_on_0"]
+
+
 def test_a_checkpoint_that_does_not_know_its_epochs_is_taken_as_it_stands() -> None:
     progress = Progress(step=400, best_step=300)
     progress.go_on_with(8, by_epochs=True)
