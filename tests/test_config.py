@@ -42,7 +42,7 @@ def test_defaults(datalist: Path) -> None:
     assert config == RunConfig(
         str(Path.cwd() / "work_dir"), str(datalist), str(datalist.parent), "MRI", settings={}, family_settings={}
     )
-    assert (config.algos, config.num_fold, config.ensemble_method) == (None, None, "AlgoEnsembleBestByFold")
+    assert (config.algos, config.num_fold, config.ensemble_method) == (None, None, "auto")
 
 
 def test_monai_keys_are_accepted(datalist: Path) -> None:

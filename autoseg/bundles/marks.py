@@ -64,6 +64,16 @@ def patch_file(bundle: Path) -> Path:
     return bundle / "models" / "patch.json"
 
 
+def validation_folder(bundle: Path) -> Path:
+    """Where a bundle's predictions of its validation fold are."""
+    return bundle / "validation"
+
+
+def out_of_fold_file(bundle: Path, case: str) -> Path:
+    """The probabilities of a validation case, by its id."""
+    return validation_folder(bundle) / f"{case}.npz"
+
+
 def architecture_file(bundle: Path) -> Path:
     """What a search found for the bundle, to be put over its hyper-parameters: those of `ARCHITECTURE`."""
     return bundle / FOUND

@@ -38,8 +38,9 @@ class Flags:
     set: a hyper-parameter as key=value, of one family as family.key=value, or @file.yaml; repeats
     allow_skip: leave out families that do not suit the data
     templates_path_or_url: folder of algorithm templates (default: those that come with autoseg)
-    ensemble_method: AlgoEnsembleBestByFold, AlgoEnsembleBestN or AlgoEnsembleAll
+    ensemble_method: auto (by what members say out of fold), AlgoEnsembleBestByFold, AlgoEnsembleBestN, AlgoEnsembleAll
     n_best: members of AlgoEnsembleBestN
+    predict_seconds_per_case: most that the ensemble may take to predict a case, as its networks took in validation
     ensemble_mode: mean (of probabilities) or vote
     uncertainty_maps: beside every prediction a map of percent of doubt
     tolerance_mm: tolerance of the surface Dice in mm
@@ -71,6 +72,7 @@ class Flags:
     templates_path_or_url: str | None = None
     ensemble_method: str | None = None
     n_best: int | None = None
+    predict_seconds_per_case: float | None = None
     ensemble_mode: str | None = None
     uncertainty_maps: bool | None = None
     tolerance_mm: float | None = None

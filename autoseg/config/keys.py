@@ -13,7 +13,7 @@ import yaml
 from autoseg.errors import nearest
 from autoseg.workspace import parse_yaml
 
-ENSEMBLE_METHODS = ("AlgoEnsembleBestByFold", "AlgoEnsembleBestN", "AlgoEnsembleAll")
+ENSEMBLE_METHODS = ("auto", "AlgoEnsembleBestByFold", "AlgoEnsembleBestN", "AlgoEnsembleAll")
 ENSEMBLE_MODES = ("mean", "vote")
 NORMALIZATIONS = ("ct", "zscore")
 
@@ -197,6 +197,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
         "multigpu": boolean,
         "uncertainty_maps": boolean,
         "minutes": positive,
+        "predict_seconds_per_case": positive,
         "time_limit": duration,
         "max_parallel": integer(1),
         "max_tries": integer(1),

@@ -27,8 +27,9 @@ class RunConfig:
     refit: int = 0  # so many a family beside the folds, of different seeds: they join the ensemble
     patient_pattern: str | None = None  # regular expression on file names; its first group is the patient
     seed: int = 0
-    ensemble_method: str = "AlgoEnsembleBestByFold"
+    ensemble_method: str = "auto"  # by what members say out of fold; or one of MONAI's methods
     n_best: int = 5  # members of AlgoEnsembleBestN
+    predict_seconds_per_case: float | None = None  # most that the ensemble may take to predict one
     ensemble_mode: str = "mean"  # mean of probabilities, or vote
     uncertainty_maps: bool = False  # beside every prediction a map of percent of doubt
     normalization: str | tuple[str, ...] | None = None  # ct or zscore, or one a channel, whatever the modality

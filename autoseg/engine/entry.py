@@ -15,7 +15,7 @@ import torch
 from monai.data import MetaTensor
 
 from autoseg.bundles.inference import referenced
-from autoseg.bundles.marks import architecture_file, patch_file
+from autoseg.bundles.marks import architecture_file, out_of_fold_file, patch_file, validation_folder
 from autoseg.bundles.writer import write_bundle
 from autoseg.config import parse_value
 from autoseg.datalist import case_id
@@ -23,6 +23,7 @@ from autoseg.devices import torch_device
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.classes import Classes
 from autoseg.engine.memory import used_memory
+from autoseg.engine.out_of_fold import OutOfFold
 from autoseg.engine.predictor import Predictor
 from autoseg.engine.ranks import Ranks, is_left_alone
 from autoseg.engine.search import ArchitectureSearch
@@ -42,6 +43,7 @@ IGNORED |= {"auto_scale_roi", "auto_scale_filters"}
 RENDERED = {"resample", "normalize_mode", "intensity_asinh", "image_files", "image_dims", "spatial_dims", "regions"}
 RENDERED |= {"label_values", "output_classes", "class_names", "modality", "input_channels"}
 RENDERED |= {"mirror_axes_inference", "mirror_pairs"}
+PROBABILITIES_GB = 0.5  # of a bundle that does not say: of a foreign template, or of an older version
 logger = logging.getLogger(__name__)
 
 
@@ -117,7 +119,8 @@ def infer(root: Path, image: str, output: str, override: Mapping[str, Any]) -> N
 
 
 def score_validation(bundle: Bundle, facts: Mapping[str, Any]) -> None:
-    """scores.json and validation/<case>.nii.gz of the bundle's fold, with its best weights.
+    """scores.json and validation/<case>.nii.gz of the bundle's fold, with its best weights; and <case>.npz, the
+    probabilities around the foreground, as far as `probabilities_gb` lets.
 
     In scores.json a row a case and label: Dice, the one that the probabilities expect, and what the setting
     `scored_metrics` names.
@@ -130,16 +133,22 @@ def score_validation(bundle: Bundle, facts: Mapping[str, Any]) -> None:
     rows: list[dict[str, Any]] = []
     scores = []
     predictor = Predictor([bundle], torch_device())
+    room = int(1e9 * float(bundle.settings.get("probabilities_gb", PROBABILITIES_GB)))
+    for stale in validation_folder(bundle.root).glob("*.npz"):
+        stale.unlink()
     for case in (c for c in cases if c.label):
-        path = bundle.root / "validation" / f"{case.id}.nii.gz"
+        path = validation_folder(bundle.root) / f"{case.id}.nii.gz"
         started = time.monotonic()
-        expected = predictor.write(case, path).expected
+        _, _, expected, _, collected = predictor.write(case, path, keep=room)
         predicting += time.monotonic() - started
         prediction = scored.read(path)
         reference, _ = onto_grid_of(prediction, scored.read(str(case.label)))
         scores.append(scored.dice(prediction.data, reference.data))
         logger.info("validated %s", case.id)  # a sign of life
         both = prediction.data, reference.data
+        taken = collected.taken(reference.data, scored, reference.spacing) if collected is not None else None
+        if taken is not None:
+            room = max(0, room - _kept(taken, out_of_fold_file(bundle.root, case.id)))
         more = scored.metrics(*both, reference.spacing, tolerance, labels) if further else {}
         rows += [
             {"case": case.id, "label": int(k), "dice": v, "expected": expected[int(k)]}
@@ -151,6 +160,15 @@ def score_validation(bundle: Bundle, facts: Mapping[str, Any]) -> None:
     found["seconds_a_case"] = round(predicting / max(1, len(scores)), 3)
     write_json(bundle.root / "scores.json", {**found, **facts})
     logger.info("validation at the original geometry: %d cases, mean Dice %.4f", len(scores), mean)
+
+
+def _kept(taken: OutOfFold, path: Path) -> int:
+    """Bytes of the file that was written; a disk that is full costs the file, not the scores."""
+    try:
+        return taken.save(path)
+    except OSError as error:
+        logger.warning("the probabilities of %s are not kept: %s", path.name, error)
+        return 0
 
 
 class Inferer:

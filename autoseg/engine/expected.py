@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from autoseg.engine.classes import Classes, argmax
+from autoseg.engine.out_of_fold import LEAST
 
 NOTHING = 0.5  # voxels: what is expected of less is absent
 
@@ -13,8 +14,9 @@ NOTHING = 0.5  # voxels: what is expected of less is absent
 class ExpectedDice:
     """Sums over a case's voxels, chunk by chunk: of a class or region with probability p in each voxel and mask m,
 
-    2 sum(m p) / (sum(m) + sum(p)), which is the Dice of the mask where every voxel is foreground with its probability.
-    Networks that are too sure of themselves make it too high: `autoseg.ensemble.doubt` learns by how much.
+    2 sum(m p) / (sum(m) + sum(p)), which is the Dice of the mask where every voxel is foreground with its probability;
+    one under LEAST counts as none, or the many of a large image would add up. Networks that are too sure of themselves
+    make it too high: `autoseg.ensemble.doubt` learns by how much.
     """
 
     def __init__(self, classes: Classes):
@@ -33,7 +35,8 @@ class ExpectedDice:
             inside = torch.bincount(index, flat.gather(0, index[None])[0].double(), minlength=self.classes.outputs)
         self._inside += inside.double().cpu().numpy()
         self._decided += decided.double().cpu().numpy()
-        self._total += flat.sum(1, dtype=torch.float64).cpu().numpy()
+        counted = torch.where(flat >= LEAST, flat, 0.0)
+        self._total += counted.sum(1, dtype=torch.float64).cpu().numpy()
 
     def by_key(self) -> dict[int, float | None]:
         """Expected Dice by label value or number of the region; None where nothing is decided, and nothing expected."""

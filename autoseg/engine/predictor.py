@@ -19,10 +19,12 @@ from nibabel.filebasedimages import ImageFileError
 
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.classes import Classes
+from autoseg.engine.combination import Combination, post_processed
 from autoseg.engine.expected import ExpectedDice, uncertainty
 from autoseg.engine.foreign import ForeignBundle
 from autoseg.engine.geometry import AxisMap, file_grid, longest_axis
 from autoseg.engine.memory import with_less
+from autoseg.engine.out_of_fold import LEAST, Collector
 from autoseg.engine.precision import autocast_for
 from autoseg.engine.progress import in_voxels
 from autoseg.engine.streaming import PlaneStore, stream_probabilities
@@ -37,28 +39,35 @@ logger = logging.getLogger(__name__)
 
 class Predicted(NamedTuple):
     """A predicted case: label values [X, Y, Z] on the image's own grid, or masks [X, Y, Z, R] of regions that no label
-    map can hold; its affine; the expected Dice by label (see `ExpectedDice`); percent of doubt [X, Y, Z], if asked for.
+    map can hold; its affine; the expected Dice by label (see `ExpectedDice`); percent of doubt [X, Y, Z] and the
+    probabilities around the foreground, if asked for.
     """
 
     labels: npt.NDArray[Any]
     affine: npt.NDArray[np.float64]
     expected: dict[int, float | None]
     uncertainty: npt.NDArray[np.uint8] | None = None
+    collected: Collector | None = None
 
 
 class Answer(NamedTuple):
-    """What `networks` members say together: the mean of their probabilities, with its way to the image's grid."""
+    """What some members say together, the mean of their probabilities, with its way to the image's grid; how much
+    that counts.
+    """
 
     store: PlaneStore
     grid: AxisMap
-    networks: int
+    weight: float
 
 
 class Predictor:
-    """Bundles with the same labels, combined by the mean of their probabilities or by vote.
+    """Bundles with the same labels, combined by the mean of their probabilities or by vote, as `combination` says.
 
-    Bundles that agree in preprocessing and windows share both: their networks run in lockstep, as many as
+    Bundles that agree in preprocessing, windows and weight share both: their networks run in lockstep, as many as
     `WEIGHT_BYTES` hold. A vote keeps them apart and is decided, where tied, by the mean.
+    A temperature T makes probabilities p into p^(1/T), made to sum up to 1 (of a region, into the logistic function of
+    logit(p) / T), where any class but the background has LEAST or more; no decision changes. Post-processing changes
+    labels, not what is expected of them.
     A foreign bundle that raises for a case is left out of it with a "warning" event, as long as others answer.
     `networks`: by bundle, instead of those that its weights make.
     """
@@ -67,49 +76,56 @@ class Predictor:
         self,
         bundles: Sequence[Bundle],
         device: torch.device,
-        mode: str = "mean",
+        combination: Combination | None = None,
         scratch: Path | None = None,
         notify: Callable[[Event], None] = lambda event: None,
         networks: Mapping[Path, torch.nn.Module] | None = None,
     ):
         self.given = networks or {}
-        self.device, self.mode, self.scratch, self.notify = device, mode, scratch, notify
+        self.combination = combination or Combination()
+        self.device, self.mode, self.scratch, self.notify = device, self.combination.mode, scratch, notify
         self.classes = Classes.of(bundles[0].settings)
         self._preprocessing = {bundle.root: bundle.preprocessing_key() for bundle in bundles}
         groups: dict[Any, list[Bundle]] = {}
         for bundle in bundles:
             windows = ("roi_size", "overlap", "spatial_dims", "mirror_axes_inference", "mirror_pairs")
             key = (self._preprocessing[bundle.root], str([bundle.settings[name] for name in windows]))
-            groups.setdefault((key, bundle.root) if mode == "vote" else key, []).append(bundle)
+            apart = bundle.root if self.mode == "vote" else self._weight(bundle)
+            groups.setdefault((key, apart), []).append(bundle)
         self.groups = [part for members in groups.values() for part in _parts(members)]
         self._keep = len(_parts(list(bundles))) == 1
         self._loaded: dict[int, list[torch.nn.Module]] = {}
 
-    def write(self, case: Case, path: Path, doubtful: Path | None = None) -> Predicted:
+    def write(self, case: Case, path: Path, doubtful: Path | None = None, keep: int = 0) -> Predicted:
         """Predict a case and write its label map in the geometry of its (first) image; to `doubtful`, where that is
-        given, percent of doubt by voxel.
+        given, percent of doubt by voxel. `keep`: as `predict` has it.
         """
-        predicted = self.predict(case, with_uncertainty=doubtful is not None)
+        predicted = self.predict(case, with_uncertainty=doubtful is not None, keep=keep)
         if doubtful is not None and predicted.uncertainty is not None:
             write_label_map(doubtful, predicted.uncertainty, case, predicted.affine)
         write_label_map(path, predicted.labels, case, predicted.affine)
         return predicted
 
-    def predict(self, case: Case, with_uncertainty: bool = False) -> Predicted:
-        """Predict a case."""
+    def predict(self, case: Case, with_uncertainty: bool = False, keep: int = 0) -> Predicted:
+        """Predict a case; with `keep`, the probabilities around the foreground are kept, in so many bytes at most."""
         channels = (self.classes.outputs,) if self.classes.in_channels else ()
         expected = ExpectedDice(self.classes)
         with self._answers(case) as (answers, affine):
             axis, shape = answers[0].grid.chunk_axis, answers[0].grid.original_shape
+            kept = Collector(axis, 0 if self.classes.regions else 1, keep) if keep > 0 else None
             out = np.empty((*shape, *channels), self.classes.dtype)
             against = np.empty(shape, np.uint8) if with_uncertainty else None
             for start, stop in self._chunks(answers):
                 combined, place = self._combined(answers, start, stop), (slice(None),) * axis + (slice(start, stop),)
                 out[place] = self.classes.decide(combined)
                 expected.add(combined)
+                if kept is not None:
+                    kept.add(combined, start)
                 if against is not None:
                     against[place] = uncertainty(combined, bool(self.classes.regions)).cpu().numpy()
-        return Predicted(out, affine, expected.by_key(), against)
+        if not self.classes.regions:
+            out = post_processed(out, self.combination.post_processing, abs(float(np.linalg.det(affine[:3, :3]))))
+        return Predicted(out, affine, expected.by_key(), against, kept)
 
     def probabilities(self, case: Case) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
         """(probabilities [K, X, Y, Z] float32 on the image's own grid, its affine): memory grows with the classes."""
@@ -119,6 +135,9 @@ class Predictor:
             for start, stop in self._chunks(answers):
                 out[(slice(None),) * (axis + 1) + (slice(start, stop),)] = self._combined(answers, start, stop)
         return out, affine
+
+    def _weight(self, bundle: Bundle) -> float:
+        return 1.0 if self.mode == "vote" else self.combination.weights.get(bundle.root.name, 1.0)
 
     def _networks(self, group: int) -> list[torch.nn.Module]:
         """A group's networks on the device; the last group's make way where not all fit together."""
@@ -146,7 +165,7 @@ class Predictor:
                         logger.warning("%s failed on %s", members[0].root.name, case.id, exc_info=True)
                         failed[members[0].root.name] = error.with_traceback(None)  # frames hold the case's arrays
                     else:
-                        answers.append(Answer(store, grid, 1))
+                        answers.append(Answer(store, grid, self._weight(members[0])))
                     continue
                 if image is None or self._preprocessing[members[0].root] != key:
                     image = None  # the old one goes before the new one comes
@@ -154,7 +173,8 @@ class Predictor:
                 affine, shape = file_grid(image)
                 chunk_axis = longest_axis(affine, shape)
                 grid = AxisMap.between(image.affine.numpy(), image.shape[1:], affine, shape, chunk_axis)
-                answers.append(Answer(self._streamed(number, image, grid.stream_axis), grid, len(members)))
+                weight = len(members) * self._weight(members[0])
+                answers.append(Answer(self._streamed(number, image, grid.stream_axis), grid, weight))
             del image
             if not answers:
                 raise next(iter(failed.values()))
@@ -202,16 +222,29 @@ class Predictor:
         """What decides a chunk: mean probabilities [K, ...]; for a vote, shares of it, the mean deciding ties."""
         mean: torch.Tensor | None = None
         votes: torch.Tensor | None = None
-        for store, grid, networks in answers:
+        for store, grid, weight in answers:
             first, last = grid.planes(start, stop)
             block = grid.resample(store.read(first, last), first, start, stop, self.classes.outside)
             if self.mode == "vote":
                 vote = self.classes.votes(block)
                 votes = vote if votes is None else votes.add_(vote)
-            mean = block.mul_(networks) if mean is None else mean.add_(block, alpha=networks)
+            mean = block.mul_(weight) if mean is None else mean.add_(block, alpha=weight)
         assert mean is not None
-        mean.div_(sum(answer.networks for answer in answers))
-        return mean if votes is None else votes.add_(mean, alpha=0.5).div_(len(answers) + 0.5)
+        mean.div_(sum(answer.weight for answer in answers))
+        if votes is not None:
+            return votes.add_(mean, alpha=0.5).div_(len(answers) + 0.5)
+        temperature = self.combination.temperature
+        return mean if temperature == 1.0 else tempered(mean, temperature, bool(self.classes.regions))
+
+
+def tempered(probabilities: torch.Tensor, temperature: float, regions: bool) -> torch.Tensor:
+    """Probabilities [K, ...] at a temperature, where a class but the first, or a region, has LEAST or more."""
+    if regions:
+        changed = torch.sigmoid(torch.logit(probabilities, 1e-6).div_(temperature))
+        return torch.where(probabilities >= LEAST, changed, probabilities)
+    changed = probabilities.clamp(min=1e-6).pow_(1.0 / temperature)
+    changed.div_(changed.sum(0, keepdim=True))
+    return torch.where(probabilities[1:].amax(0, keepdim=True) >= LEAST, changed, probabilities)
 
 
 def _parts(members: Sequence[Bundle]) -> list[list[Bundle]]:

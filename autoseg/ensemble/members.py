@@ -10,7 +10,8 @@ from autoseg.errors import Fault, InputError, nearest
 from autoseg.records import LeaderboardEntry
 
 BEST_BY_FOLD, BEST_N, ALL = "AlgoEnsembleBestByFold", "AlgoEnsembleBestN", "AlgoEnsembleAll"
-METHODS = (BEST_BY_FOLD, BEST_N, ALL)
+AUTO = "auto"  # by what is said out of fold, see `autoseg.ensemble.selecting`; as by fold where nothing is kept of it
+METHODS = (AUTO, BEST_BY_FOLD, BEST_N, ALL)
 # A fold has collapsed where its mean Dice is below the first figure's share of the median of its family's other folds,
 # and that is at least the second: the data can be learnt, this training went wrong.
 COLLAPSED, LEARNABLE = 0.5, 0.3

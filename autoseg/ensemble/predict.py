@@ -14,6 +14,7 @@ from autoseg.devices import torch_device
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.checkpoints import load_checkpoint
 from autoseg.engine.classes import Classes
+from autoseg.engine.combination import Combination
 from autoseg.engine.foreign import ForeignBundle, open_bundle
 from autoseg.engine.predictor import Predictor
 from autoseg.errors import Fault, InputError, NoResultError, one_line
@@ -42,7 +43,7 @@ def predict_cases(
     cases: Sequence[Case],
     output_path: Callable[[Case], Path],
     *,
-    mode: str = "mean",
+    combination: Combination | None = None,
     device: torch.device | None = None,
     scratch: Path | None = None,
     notify: Callable[[Event], None] = lambda event: None,
@@ -50,15 +51,16 @@ def predict_cases(
 ) -> Predictions:
     """Write one label map a case to `output_path(case)`, in the geometry of its image, with the datalist's values.
 
-    `mode`: mean of the members' probabilities, or vote (ties go to the mean). A member whose weights are missing,
-    unreadable or not finite is left out with a "warning" event; NoResultError where that leaves none. So is, of
-    single cases, a foreign member that fails on them where others do not. A case that cannot be predicted is warned of
-    and stands in `errors`. "progress" events count cases. Memory is bounded by one case; what is larger lies in files
-    of `scratch` that vanish with the process. `with_uncertainty`: a map of percent of doubt beside each, see
-    `uncertainty_path`.
+    By the mean of the members' probabilities, or as `combination` says (a vote's ties go to the mean). A member whose
+    weights are missing, unreadable or not finite is left out with a "warning" event; NoResultError where that leaves
+    none. So is, of single cases, a foreign member that fails on them where others do not. A case that cannot be
+    predicted is warned of and stands in `errors`. "progress" events count cases. Memory is bounded by one case; what is
+    larger lies in files of `scratch` that vanish with the process. `with_uncertainty`: a map of percent of doubt beside
+    each, see `uncertainty_path`.
     """
-    if mode not in MODES:
-        raise InputError([Fault("", "ensemble_mode", f"'{mode}' is neither mean nor vote")])
+    combination = combination or Combination()
+    if combination.mode not in MODES:
+        raise InputError([Fault("", "ensemble_mode", f"'{combination.mode}' is neither mean nor vote")])
     done = Predictions()
 
     def leave_out(event: Event) -> None:
@@ -66,7 +68,7 @@ def predict_cases(
         notify(event)
 
     bundles = usable_bundles(bundle_dirs, leave_out)
-    predictor = Predictor(bundles, device or torch_device(), mode, scratch, leave_out)
+    predictor = Predictor(bundles, device or torch_device(), combination, scratch, leave_out)
     for number, case in enumerate(cases, 1):
         path = Path(output_path(case))
         try:

@@ -230,7 +230,7 @@ def _train(
     Leaderboard and ensemble.json are brought up to date whenever a training ends: from the first one on, a run that is
     cut off can predict.
     """
-    from autoseg.pipeline import collapse, pace, predicting, searching, training
+    from autoseg.pipeline import choosing, collapse, pace, searching, training
 
     training.preprocess(session, bundles, datalist)
     searching.forget_stale(session, bundles, datalist)
@@ -241,7 +241,7 @@ def _train(
     def so_far(results: dict[str, JobResult]) -> None:
         with contextlib.suppress(OSError):  # a full disk costs the interim files, not the run
             board = training.write_leaderboard(session, results, planned.bundles)
-            predicting.keep_members_so_far(session, board)
+            choosing.keep_members_so_far(session, board)
 
     results = training.train(session, planned.bundles, datalist, planned.deadlines, so_far)
     board = training.write_leaderboard(session, results, planned.bundles)
@@ -265,29 +265,33 @@ def _ensemble(
     method: Any = None,
     planned: Pace | None = None,
 ) -> RunResult:
-    from autoseg.pipeline import predicting
+    from autoseg.pipeline import choosing, predicting
 
     without_validation = all(math.isnan(entry.mean_dice) for entry in result.leaderboard)
-    members = predicting.pick_members(
-        session, result.leaderboard, unvalidated_ok=without_validation, method=method, planned=planned
+    chosen = choosing.pick_members(
+        session, datalist, result.leaderboard, unvalidated_ok=without_validation, method=method, planned=planned
     )
-    names = tuple(member.name for member in members)
     predictions: dict[str, Path] = {}
     failed: tuple[JobResult, ...] = ()
     looked: tuple[str, ...] = ()
     evaluation = None
     if datalist.testing:
         session.stage(f"prediction: {len(datalist.testing)} testing cases")
-        bundles = [session.workspace.named_bundle(name) for name in names]
         made = predicting.predict_cases(
-            session, bundles, datalist.testing, lambda case: session.workspace.prediction(case.id), "predict"
+            session,
+            [session.workspace.named_bundle(name) for name in chosen.members],
+            datalist.testing,
+            lambda case: session.workspace.prediction(case.id),
+            "predict",
+            chosen.combination,
+            session.config.uncertainty_maps,
         )
         predictions, failed = made.predictions, made.failed
         looked = predicting.doubt_predictions(session, session.workspace, made, session.workspace)
         evaluation = predicting.evaluate_testing(session, datalist, predictions)
     complete = replace(
         result,
-        members=names,
+        members=chosen.members,
         predictions=predictions,
         look_at=looked,
         evaluation=evaluation,
@@ -328,15 +332,17 @@ def predict(
     cases = predicting.input_cases(input, int(settings["image_files"]))
     target = Workspace(output)
     target.create()
-    mode = read_json(workspace.ensemble_json).get("mode", "mean")
-    config = load_config(
-        None,
-        check_paths=False,
-        **{"work_dir": str(workspace.root), "ensemble_mode": mode, "uncertainty_maps": uncertainty_maps},
-    )
+    combination = predicting.trained_combination(workspace)
+    config = load_config(None, check_paths=False, work_dir=str(workspace.root))
     with open_session(config, notify) as session:
         made = predicting.predict_cases(
-            session, members, cases, lambda case: target.root / f"{case.id}.nii.gz", "predict_new"
+            session,
+            members,
+            cases,
+            lambda case: target.root / f"{case.id}.nii.gz",
+            "predict_new",
+            combination,
+            uncertainty_maps,
         )
         predicting.doubt_predictions(session, workspace, made, target)
     return made.predictions

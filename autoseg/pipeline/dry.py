@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -11,8 +10,8 @@ from typing import Any
 
 from autoseg.bundles.marks import SEARCH_STATE, architecture_file, family_and_fold, is_foreign_bundle
 from autoseg.config import RunConfig
-from autoseg.ensemble.members import choose_members
 from autoseg.pipeline import prepare
+from autoseg.pipeline.choosing import standing_ensemble
 from autoseg.pipeline.inputs import (
     UNSEEN,
     bundle_changes,
@@ -210,12 +209,17 @@ def _predictions(session: Session, datalist: Datalist, trainings: Sequence[Outlo
     board = read_leaderboard(real) if real.leaderboard_json.exists() else ()
     if {entry.name for entry in board} != {row.id for row in trainings} or not real.ensemble_json.exists():
         return [Outlook("predict", fate, "the ensemble is chosen anew")]
-    if method is None:
-        unvalidated = all(math.isnan(entry.mean_dice) for entry in board)
-        how = session.config.ensemble_method, session.config.n_best
-        names = [m.name for m in choose_members(board, how[0], n_best=how[1], unvalidated_ok=unvalidated)[0]]
-    else:  # only it knows whom it will choose: the same as before, where nothing changed
-        names = read_json(real.ensemble_json)["members"]
-    members = [real.named_bundle(name) for name in names]
-    jobs = prediction_jobs(session, members, datalist.testing, lambda case: real.prediction(case.id), "predict")
+    chosen = standing_ensemble(session, real, board, method)
+    if chosen is None:
+        return [Outlook("predict", fate, "the ensemble is chosen anew")]
+    members = [real.named_bundle(name) for name in chosen.members]
+    jobs = prediction_jobs(
+        session,
+        members,
+        datalist.testing,
+        lambda case: real.prediction(case.id),
+        "predict",
+        chosen.combination,
+        session.config.uncertainty_maps,
+    )
     return [outlook(job, real.job(job.id)) for job, _ in jobs]

@@ -29,6 +29,7 @@ from autoseg.workspace import Workspace, read_json, read_keys, restored, write_j
 SEARCH_LEAVES = 400  # steps a training must keep beside a search
 WORTH_MEASURING = 100  # steps: shorter trainings are over before they are forecast
 PREDICTION_START = 8.0  # seconds: of the process that predicts
+SELECTION_START, SELECTION_CASE = 2.0, 0.02  # seconds of choosing the ensemble, of a case and family
 SECONDS_A_SCORE = 0.1  # of one core: surface distances of a case
 FOREIGN_START, FOREIGN_CASE = 20.0, 2.0  # seconds of a foreign template's start, of a case: nobody has measured them
 SHARING_GAIN = 1.1  # times as many steps in the same time that trainings side by side on a GPU must make
@@ -37,11 +38,16 @@ SHARING_LIMIT = 600.0  # seconds: in a shorter call, trying it out costs more th
 
 @dataclass(frozen=True)
 class Pace:
-    """Which bundles are trained, by when (None: as their own settings say), and seconds a member needs to predict."""
+    """Which bundles are trained, by when (None: as their own settings say), and seconds a member needs to predict.
+
+    `closing`: seconds of all that comes after the trainings, members' predictions apart; `selecting`: those of them in
+    which the ensemble is chosen.
+    """
 
     bundles: list[Path]
     deadlines: Deadlines | None = None
     closing: float = 0.0
+    selecting: float = 0.0
     member_seconds: dict[str, float] = field(default_factory=dict)
     search: Span | None = None  # what searches for architectures may take; None: there is no time, or no limit
 
@@ -71,6 +77,8 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
     candidates = _candidates(session, ours, datalist, speeds) if ours else []
     candidates += _unmeasured([bundle for bundle in trained if bundle not in ours], datalist)
     closing, members = _predictions(session, datalist, {c.name: c.speed for c in candidates}, len(trained))
+    selecting = SELECTION_START + SELECTION_CASE * len(datalist.training) * len(candidates)
+    closing += selecting
     room = Room(session.clock.left, len(session.training_slots(len(trained))), closing, max(members.values()))
     folds = len(session.config.folds(datalist))
     choice = _chosen(session, trained, datalist, candidates, room)
@@ -81,7 +89,7 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
     end = time.time() + replace(room, seconds=session.clock.left).training(choice.folds)
     deadlines = Deadlines(planned, spent, len(session.training_slots(len(chosen))), end)
     searches = searches_left(session, chosen, datalist) if choice.search else []
-    return Pace(chosen, deadlines, closing, members, search=time_to_search(session, searches, len(chosen)))
+    return Pace(chosen, deadlines, closing, selecting, members, search=time_to_search(session, searches, len(chosen)))
 
 
 def _without_foreign(session: Session, bundles: Sequence[Path], ours: list[Path]) -> list[Path]:

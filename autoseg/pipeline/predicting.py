@@ -1,8 +1,7 @@
-"""From trained bundles to predictions and their scores: members, prediction jobs, evaluation."""
+"""From the members of an ensemble to predictions and their scores: prediction jobs, doubt, evaluation."""
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,15 +11,14 @@ from typing import Any, NamedTuple
 from autoseg.bundles.marks import bundle_weights
 from autoseg.datalist import case_id, find_images, unreadable
 from autoseg.datalist.formats import IMAGE_ENDINGS
-from autoseg.ensemble.doubt import DoubtRule, doubts, fit_doubt
-from autoseg.ensemble.members import choose_members, fit_members, standing
-from autoseg.errors import Fault, InputError, NoResultError
+from autoseg.engine.combination import Combination
+from autoseg.ensemble.doubt import DoubtRule, doubts
+from autoseg.errors import Fault, InputError, one_line
 from autoseg.evaluation import Evaluation, evaluate_pairs, write_evaluation
 from autoseg.pipeline.inputs import case_digests, fingerprint, made_from
-from autoseg.pipeline.pace import Pace
 from autoseg.pipeline.session import Session
 from autoseg.pipeline.training import run_jobs
-from autoseg.records import Case, Datalist, Event, Job, JobResult, LeaderboardEntry, Resources, Slot
+from autoseg.records import Case, Datalist, Event, Job, JobResult, Resources, Slot, to_plain
 from autoseg.workspace import Workspace, read_json, read_keys, restored, uncertainty_path, write_json
 
 MOST_NAMED = 5  # cases to look at that are named on the screen
@@ -34,103 +32,23 @@ class Made(NamedTuple):
     expected: dict[str, dict[str, float | None]]
 
 
-def pick_members(
-    session: Session,
-    leaderboard: Sequence[LeaderboardEntry],
-    *,
-    unvalidated_ok: bool,
-    method: Any = None,
-    planned: Pace | None = None,
-) -> tuple[LeaderboardEntry, ...]:
-    """Members by the configured method, or by MONAI's AlgoEnsemble `method`; ensemble.json names those left out.
-
-    Of what a time limit leaves too little time for, the best ones that can still predict the testing cases are kept.
-    """
-    config = session.config
-    name = config.ensemble_method if method is None else type(method).__name__
-    if method is None:
-        members, left_out = choose_members(
-            leaderboard, config.ensemble_method, n_best=config.n_best, unvalidated_ok=unvalidated_ok
-        )
-    else:
-        from autoseg.ensemble.custom import choose_by
-
-        fit, left_out = fit_members(leaderboard, unvalidated_ok)
-        members = choose_by(method, session.workspace.root, fit)
-    if planned is not None and session.clock is not None:
-        ranks = {entry.name: standing(entry, leaderboard) for entry in leaderboard}
-        members, late = in_time(members, session.clock.left - planned.closing, planned.member_seconds, ranks)
-        left_out = [*left_out, *late]
-    for left, reason in left_out:
-        session.notify(Event("warning", f"{left} stays out of the ensemble: {reason}"))
-    if not members:
-        raise NoResultError("no trained network is fit for an ensemble")
-    _record(session, name, members, left_out)
-    session.stage(f"ensemble: {name} of {len(members)}: {', '.join(member.name for member in members)}")
-    return tuple(members)
-
-
-def keep_members_so_far(session: Session, leaderboard: Sequence[LeaderboardEntry]) -> None:
-    """ensemble.json of the networks that are trained by now: a run that is cut off can predict with them."""
-    method = session.config.ensemble_method
-    members, left_out = choose_members(leaderboard, method, n_best=session.config.n_best, unvalidated_ok=True)
-    if members:
-        _record(session, method, members, left_out)
-
-
-def _record(
-    session: Session, method: str, members: Sequence[LeaderboardEntry], left_out: Sequence[tuple[str, str]]
-) -> None:
-    record = {
-        "method": method,
-        "mode": session.config.ensemble_mode,
-        "members": [member.name for member in members],
-        "left_out": [{"name": left, "reason": reason} for left, reason in left_out],
-        "doubt": fit_doubt(_out_of_fold(session.workspace, members)),
-    }
-    write_json(session.workspace.ensemble_json, record)
-
-
-def _out_of_fold(workspace: Workspace, members: Sequence[LeaderboardEntry]) -> list[dict[str, Any]]:
-    """The rows of cross_validation.json of the members' families."""
-    if not workspace.cross_validation_json.is_file():
-        return []
-    families = read_keys(workspace.cross_validation_json, "families")[0]
-    names = dict.fromkeys(member.algo for member in members if member.algo in families)
-    return [row for name in names for row in families[name]["cases"]]
-
-
-def in_time(
-    members: Sequence[LeaderboardEntry],
-    seconds: float,
-    member_seconds: Mapping[str, float],
-    ranks: Mapping[str, float],
-) -> tuple[list[LeaderboardEntry], list[tuple[str, str]]]:
-    """(the best of the members that predict within `seconds`, one at least; those left out, with the reason).
-
-    `ranks`: the mean Dice by which each is judged, of one without validation what its family has elsewhere, or NaN.
-    """
-    kept: list[LeaderboardEntry] = []
-    left_out: list[tuple[str, str]] = []
-    for member in sorted(members, key=lambda m: -ranks[m.name] if math.isfinite(ranks[m.name]) else 0.0):
-        seconds -= member_seconds.get(member.algo, 0.0)
-        if seconds >= 0 or not kept:
-            kept.append(member)
-        else:
-            left_out.append((member.name, "the time limit leaves too little time for its predictions"))
-    return [member for member in members if member in kept], left_out
-
-
 def _slots(session: Session, cases: Sequence[Case]) -> tuple[Slot, ...]:
     """One process a GPU; on a CPU one with all cores, for windows spread over threads by themselves."""
     return session.slots(len(cases)) if session.devices.gpus else session.whole_machine()
 
 
 def prediction_jobs(
-    session: Session, bundles: Sequence[Path], cases: Sequence[Case], output: Callable[[Case], Path], label: str
+    session: Session,
+    bundles: Sequence[Path],
+    cases: Sequence[Case],
+    output: Callable[[Case], Path],
+    label: str,
+    combination: Combination | None = None,
+    with_maps: bool = False,
 ) -> list[tuple[Job, dict[str, Any]]]:
     """Jobs that predict cases by an ensemble, spread over the slots, each with what its spec.json is to hold."""
     workspace = session.workspace
+    combination = combination or Combination(session.config.ensemble_mode)
     slots = _slots(session, cases)
     shards = [list(cases[i :: len(slots)]) for i in range(min(len(slots), len(cases)))]
     jobs = []
@@ -141,16 +59,17 @@ def prediction_jobs(
             "bundles": [str(b) for b in bundles],
             "cases": shard,
             "outputs": {case.id: str(output(case)) for case in shard},
-            "mode": session.config.ensemble_mode,
+            "combination": combination,
             "scratch": str(workspace.cache / "scratch"),
             "results": str(folder / "predictions.json"),
             "progress": str(folder / "metrics.jsonl"),
-            "uncertainty": session.config.uncertainty_maps,
+            "uncertainty": with_maps,
         }
         files = [output(case) for case in shard]
-        maps = [uncertainty_path(path) for path in files] if session.config.uncertainty_maps else []
+        maps = [uncertainty_path(path) for path in files] if with_maps else []
         weights = {os.path.relpath(b, workspace.root): bundle_weights(b).stat().st_mtime_ns for b in bundles}
-        how = {"mode": spec["mode"], "outputs": fingerprint({"outputs": spec["outputs"]})}
+        how = {key: value for key, value in to_plain(combination).items() if value != getattr(Combination, key, {})}
+        how = {"mode": combination.mode, **how, "outputs": fingerprint({"outputs": spec["outputs"]})}
         if maps:  # else those of an earlier ensemble would pass for this one's
             how["uncertainty"] = "true"
         inputs = made_from(members=weights, ensemble=how, testing=case_digests(shard))
@@ -170,11 +89,17 @@ def prediction_jobs(
 
 
 def predict_cases(
-    session: Session, bundles: Sequence[Path], cases: Sequence[Case], output: Callable[[Case], Path], label: str
+    session: Session,
+    bundles: Sequence[Path],
+    cases: Sequence[Case],
+    output: Callable[[Case], Path],
+    label: str,
+    combination: Combination | None = None,
+    with_maps: bool = False,
 ) -> Made:
-    """Predict cases by the ensemble of these bundles."""
+    """Predict cases by the ensemble of these bundles; without a `combination` all count alike."""
     jobs = []
-    for job, spec in prediction_jobs(session, bundles, cases, output, label):
+    for job, spec in prediction_jobs(session, bundles, cases, output, label, combination, with_maps):
         Path(job.cwd).mkdir(parents=True, exist_ok=True)
         write_json(Path(job.cwd) / "spec.json", spec)
         jobs.append(job)
@@ -266,6 +191,15 @@ def trained_members(workspace: Workspace) -> tuple[Path, ...]:
     if faults:
         raise InputError(faults)
     return tuple(bundles)
+
+
+def trained_combination(workspace: Workspace) -> Combination:
+    """How the ensemble's members answer together, as ensemble.json says."""
+    path = workspace.ensemble_json
+    try:
+        return Combination.of(read_json(path))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError([Fault(str(path), "", f"does not say how members answer: {one_line(error)}")]) from error
 
 
 def input_cases(source: str | Path, files_a_case: int) -> list[Case]:

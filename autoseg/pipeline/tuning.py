@@ -334,7 +334,7 @@ class _Sweeping:
         further = {objective.metric for objective in self.objectives} - {None, "dice"}
         said = prepare.said_of(config, name, self.folders[name])
         overrides = {**said, **self.allowance.budget, "scored_metrics": sorted(map(str, further))}
-        overrides["tolerance_mm"] = config.tolerance_mm
+        overrides |= {"tolerance_mm": config.tolerance_mm, "probabilities_gb": 0.0}
         coarser = config.hpo_params.trial_spacing
         if coarser > 1:
             spacing = [coarser * side for side in self.plans[name].settings["resample_to_spacing"]]

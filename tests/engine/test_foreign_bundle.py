@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from autoseg.engine.combination import Combination
 from autoseg.engine.foreign import open_bundle
 from autoseg.engine.predictor import Predictor
 from autoseg.records import Case, Event
@@ -57,7 +58,7 @@ def test_one_that_fails_on_a_case_is_left_out_of_it(make_foreign: MakeForeign, d
     picky = make_foreign(answers(0, 0, 1, only=mine.id), "picky_0")
     sure = make_foreign(answers(0.4, 0.6, 0), "sure_0")
     events: list[Event] = []
-    predictor = Predictor([open_bundle(picky), open_bundle(sure)], CPU, mode, notify=events.append)
+    predictor = Predictor([open_bundle(picky), open_bundle(sure)], CPU, Combination(mode), notify=events.append)
     found = {case.id: predictor.probabilities(case)[0][:, 0, 0, 0] for case in (mine, other)}
     if mode == "mean":
         np.testing.assert_allclose(found[mine.id], [0.2, 0.3, 0.5], atol=1e-4)
@@ -67,7 +68,7 @@ def test_one_that_fails_on_a_case_is_left_out_of_it(make_foreign: MakeForeign, d
     assert event.kind == "warning" and event.facts == {"case": other.id}
     assert event.message == f"picky_0 is left out of the prediction of {other.id}: AssertionError: not mine"
     with pytest.raises(AssertionError, match="not mine"):  # nobody is left
-        Predictor([open_bundle(picky)], CPU, mode, notify=events.append).predict(other)
+        Predictor([open_bundle(picky)], CPU, Combination(mode), notify=events.append).predict(other)
     assert len(events) == 1
 
 

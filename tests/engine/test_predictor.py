@@ -18,8 +18,9 @@ from monai.transforms import Compose, CropForegroundd, Invertd, LoadImaged, Orie
 
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.checkpoints import save_checkpoint
+from autoseg.engine.combination import Combination, PostProcessing
 from autoseg.engine.geometry import AxisMap
-from autoseg.engine.predictor import Predictor
+from autoseg.engine.predictor import Predictor, tempered
 from autoseg.engine.streaming import PlaneStore, stream_probabilities, window_starts
 from autoseg.records import Case
 
@@ -169,7 +170,7 @@ def test_mean_and_vote(trained: list[Bundle]) -> None:
     mean = Predictor(trained, CPU).predict(case).labels
     assert (mean == np.mean(each, 0).argmax(0)).mean() > 0.995  # random networks are near ties, stores are float16
     votes = sum(np.eye(3)[p.argmax(0)] for p in each) + 0.5 * np.moveaxis(np.mean(each, 0), 0, -1)
-    voted = Predictor(trained, CPU, mode="vote").predict(case).labels
+    voted = Predictor(trained, CPU, combination=Combination("vote")).predict(case).labels
     assert (voted == votes.argmax(-1)).mean() > 0.995
 
 
@@ -178,3 +179,43 @@ def test_probabilities_are_classes_first_and_sum_to_one(trained: list[Bundle]) -
     probabilities, _ = Predictor(trained[:1], CPU).probabilities(case)
     assert probabilities.shape[0] == 3
     assert np.allclose(probabilities.sum(0), 1, atol=5e-3)
+
+
+def test_weights_count_and_the_rest_goes_by_one(trained: list[Bundle]) -> None:
+    case = trained[0].datalist().testing[0]
+    each = [Predictor([b], CPU).probabilities(case)[0] for b in trained]
+    weighed = Combination(weights={trained[0].root.name: 3.0, trained[1].root.name: 0.5})
+    found = Predictor(trained, CPU, weighed).probabilities(case)[0]
+    assert np.allclose(found, (3 * each[0] + 0.5 * each[1] + each[2]) / 4.5, atol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_a_temperature_changes_how_sure_it_is_and_no_label(trained: list[Bundle], temperature: float) -> None:
+    case = trained[0].datalist().testing[0]
+    plain, warm = (Predictor(trained, CPU, Combination(temperature=t)) for t in (1.0, temperature))
+    before, after = plain.probabilities(case)[0], warm.probabilities(case)[0]
+    powers = before ** (1 / temperature)
+    wanted = np.where(before[1:].max(0) >= 0.01, powers / powers.sum(0), before)
+    assert np.allclose(after, wanted, atol=1e-4) and not np.allclose(before, after, atol=1e-2)
+    assert (plain.predict(case).labels == warm.predict(case).labels).all()
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_far_background_keeps_its_probability(regions: bool) -> None:
+    far = torch.tensor([[0.999], [0.0005], [0.0005]])
+    assert torch.equal(tempered(far[1:] if regions else far, 3.0, regions), far[1:] if regions else far)
+    near = torch.tensor([[0.3], [0.6]])
+    found = tempered(near, 2.0, regions)
+    odds = (near / (1 - near)).sqrt() if regions else None
+    wanted = odds / (1 + odds) if odds is not None else near.sqrt() / near.sqrt().sum(0)
+    assert torch.allclose(found, wanted)
+
+
+def test_post_processing_is_done_to_what_is_written(trained: list[Bundle], tmp_path: Path) -> None:
+    case = trained[0].datalist().testing[0]
+    plain = Predictor(trained, CPU).predict(case)
+    rule = PostProcessing(largest=True)
+    found = Predictor(trained, CPU, Combination(post_processing={1: rule})).write(case, tmp_path / "x.nii.gz")
+    kept = rule(plain.labels == 1, plain.labels == 0, 1.0)
+    assert ((found.labels == 1) == kept).all() and kept.sum() < (plain.labels == 1).sum()
+    assert (found.labels[plain.labels == 2] == 2).all() and found.expected == plain.expected

@@ -66,4 +66,4 @@ def test_the_runner_takes_its_mode_and_says_what_does_not_count(
     with caplog.at_level(logging.WARNING):
         assert runner.set_ensemble_method(Voting).config.ensemble_mode == "vote"
     assert "only its collect_algos counts" in caplog.text
-    assert runner.config.ensemble_method == "AlgoEnsembleBestByFold"
+    assert runner.config.ensemble_method == "auto"

@@ -20,6 +20,7 @@ from monai.transforms import Invertd
 
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.checkpoints import save_checkpoint
+from autoseg.engine.combination import Combination
 from autoseg.ensemble.__main__ import main
 from autoseg.ensemble.predict import predict_cases, usable_bundles
 from autoseg.errors import InputError, NoResultError
@@ -104,7 +105,9 @@ def test_agrees_with_monai_on_an_awkward_image(
     folders = make_members(resample=resample, resample_to_spacing=[1.4, 1.4, 1.4])
     case = awkward_case(odd_path)
     output = odd_path / "out" / "x_ensemble.nii.gz"
-    done = predict_cases(folders, [case], lambda case: output, mode=mode, device=CPU, scratch=odd_path)
+    done = predict_cases(
+        folders, [case], lambda case: output, combination=Combination(mode), device=CPU, scratch=odd_path
+    )
     assert (done.predictions, done.errors) == ({case.id: output}, {})
     found, source = nib.load(output), nib.load(case.image[0])
     labels = np.asarray(found.dataobj)
@@ -180,12 +183,18 @@ def test_members_must_agree_on_the_labels(make_members: Callable[..., list[Path]
     with pytest.raises(InputError, match="label_values"):
         usable_bundles([one, other], print)
     with pytest.raises(InputError, match="neither mean nor vote"):
-        predict_cases([one], [], lambda case: one, mode="median", device=CPU)
+        predict_cases([one], [], lambda case: one, combination=Combination("median"), device=CPU)
 
 
 def spec_for(folder: Path, bundles: list[Path], cases: list[Case]) -> Path:
     outputs = {case.id: str(folder / "ensemble_output" / case.id / f"{case.id}_ensemble.nii.gz") for case in cases}
-    spec = {"bundles": bundles, "cases": cases, "outputs": outputs, "mode": "mean", "scratch": folder / "scratch"}
+    spec = {
+        "bundles": bundles,
+        "cases": cases,
+        "outputs": outputs,
+        "combination": {"mode": "mean"},
+        "scratch": folder / "scratch",
+    }
     spec |= {"results": folder / "predictions.json", "progress": folder / "metrics.jsonl"}
     write_json(folder / "spec.json", spec)
     return folder / "spec.json"

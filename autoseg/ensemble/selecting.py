@@ -1,0 +1,189 @@
+"""The ensemble that out-of-fold probabilities choose: members, weights, temperature, post-processing. No torch.
+
+Every figure is nested: a case is judged by what was chosen without it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from autoseg.engine.combination import PostProcessing
+from autoseg.engine.out_of_fold import LEAST
+from autoseg.ensemble import calibration
+from autoseg.ensemble.answers import Answers, Mixture, Scores, Shares, by_case, dice, expected, mean_of
+from autoseg.ensemble.clearing import Trial
+from autoseg.ensemble.methods import BEST_FAMILY, Methods, Weights, nested, parts
+from autoseg.errors import NoResultError
+from autoseg.evaluation import bootstrap_mean
+
+FEWEST = 8  # cases: fewer choose nothing
+SURER = 0.002  # of a mean negative log-likelihood, so much better must a temperature make it, relatively
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a method chooses by all cases, members and their weights; and its mean Dice where each case is judged by
+    what is chosen without it.
+
+    `gain`: over the best family alone, with its 95 % interval; `seconds`: to predict a case.
+    """
+
+    method: str
+    members: dict[str, float]
+    mean_dice: float
+    gain: tuple[float, float, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The chosen ensemble. `mean_dice`: nested, post-processing included, over `n_cases`; `likelihood`: mean negative
+    logarithm of the true class's probability, nested, before and after the temperature. `gains`: by label with
+    post-processing, what it adds to its Dice, nested. `rows`: by case and label Dice and what is expected of it.
+    """
+
+    method: str
+    weights: dict[str, float]
+    temperature: float
+    post_processing: dict[int, PostProcessing]
+    candidates: tuple[Candidate, ...]
+    mean_dice: float
+    n_cases: int
+    likelihood: tuple[float, float]
+    gains: dict[int, float] = field(default_factory=dict)
+    rows: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def chosen(self) -> Candidate:
+        return next(one for one in self.candidates if one.method == self.method)
+
+
+def select(answers: Answers, methods: Methods, given: Weights | None = None, name: str = "") -> Selection:
+    """The method with the best nested mean Dice, with temperature and post-processing; `given` are members that are
+    chosen already, by the method `name`. NoResultError where fewer than FEWEST cases have answers.
+    """
+    if len(answers.cases) < FEWEST:
+        raise NoResultError(f"{len(answers.cases)} cases with probabilities of all families are too few to choose by")
+    ways = methods.all_of_them()
+    if given is not None:
+        kept = methods.trimmed(given)
+        ways = {BEST_FAMILY: ways[BEST_FAMILY], name: lambda cases: kept}
+    judged = {key: nested(answers, methods, way) for key, way in ways.items()}
+    single = by_case(judged[BEST_FAMILY])
+    candidates = []
+    for key, way in ways.items():
+        weights, own = way(answers.cases), by_case(judged[key])
+        gain = bootstrap_mean([own[case] - single[case] for case in sorted(own.keys() & single.keys())])
+        mean = round(mean_of(judged[key], answers.cases), 6)
+        rounded = (round(gain[0], 6), round(gain[1], 6), round(gain[2], 6))
+        candidates.append(Candidate(key, _rounded(weights), mean, rounded, round(methods.cost(weights), 3)))
+    best = candidates[-1] if given is not None else max(candidates, key=lambda one: one.mean_dice)
+    shares = methods.shares(best.members)
+    finish = _Finish(answers, shares)
+    rules, gains, scores = finish.post_processing(judged[best.method])
+    temperature, sureness = finish.temperature()
+    return Selection(
+        best.method,
+        best.members,
+        temperature,
+        rules,
+        tuple(candidates),
+        round(mean_of(scores, answers.cases), 6),
+        len(answers.cases),
+        sureness,
+        gains,
+        tuple(finish.rows(temperature, rules)),
+    )
+
+
+def _rounded(weights: Weights) -> Weights:
+    """Weights that sum up to 1."""
+    total = sum(weights.values())
+    return {name: round(weight / total, 6) for name, weight in weights.items()}
+
+
+class _Finish:
+    """What follows once the families' shares are known."""
+
+    def __init__(self, answers: Answers, shares: Shares):
+        self.answers, self.shares = answers, shares
+        self.parts = list(parts(answers))
+
+    def temperature(self) -> tuple[float, tuple[float, float]]:
+        """(the temperature, or 1 where it makes cases that it was not fitted on no likelier; likelihoods, nested)."""
+        drawn = {
+            case: calibration.drawn(self.answers.mixture(case, self.shares), self.answers.scored)
+            for case in self.answers.cases
+        }
+        before, after = [], []
+        for others, judged in self.parts:
+            found = calibration.fitted([drawn[case] for case in others])
+            known = [drawn[case] for case in judged if len(drawn[case][0])]
+            before += [calibration.likelihood(*one, 1.0) for one in known]
+            after += [calibration.likelihood(*one, found) for one in known]
+        if not before:
+            return 1.0, (math.nan, math.nan)
+        means = round(float(np.mean(before)), 6), round(float(np.mean(after)), 6)
+        better = means[1] < (1 - SURER) * means[0]
+        return (calibration.fitted(list(drawn.values())) if better else 1.0), means
+
+    def post_processing(
+        self, plain: Mapping[str, Scores]
+    ) -> tuple[dict[int, PostProcessing], dict[int, float], dict[str, Scores]]:
+        """(rules by label, what each adds to its label's Dice, Dice by case with them): those that gain, nested.
+
+        A label's voxels become background or take its place, so no other label can lose. Regions have no rules.
+        """
+        kept: dict[int, PostProcessing] = {}
+        gains: dict[int, float] = {}
+        scores = {case: dict(row) for case, row in plain.items()}
+        if self.answers.scored.regions:
+            return kept, gains, scores
+        for label in self.answers.keys:
+            trial = Trial(self.answers, self.shares, label)
+            changed = {case: rule for others, judged in self.parts for rule in [trial.best(others)] for case in judged}
+            rule = trial.best(self.answers.cases)
+            gain = fmean(trial.gains(by, [case])[0] for case, by in changed.items())
+            if rule is not None and gain > 0:
+                kept[label], gains[label] = rule, round(gain, 6)
+                for case, by in changed.items():
+                    scores[case][str(label)] = trial.dice(case, by)
+        return kept, gains, scores
+
+    def rows(self, temperature: float, rules: Mapping[int, PostProcessing]) -> list[dict[str, Any]]:
+        """By case and label, Dice and what the probabilities expect of it, at the temperature."""
+        found = []
+        for case in self.answers.cases:
+            mixture = self.answers.mixture(case, self.shares)
+            decided = self.answers.decided(mixture.probabilities)
+            mixture = at_temperature(mixture, temperature, bool(self.answers.scored.regions))
+            hoped = expected(mixture, decided, self.answers.scored)
+            for value, rule in rules.items():
+                mask = rule(decided == value, decided == 0, mixture.voxel)
+                decided[(decided == value) & ~mask] = 0
+                decided[mask] = value
+            for key, reached in dice(mixture, decided, self.answers.scored).items():
+                found.append({"case": case, "label": int(key), "dice": reached, "expected": hoped[key]})
+        return found
+
+
+def at_temperature(mixture: Mixture, temperature: float, regions: bool) -> Mixture:
+    """The mixture at a temperature, as the predictor has it."""
+    p = mixture.probabilities
+    if temperature == 1.0 or not p.size:
+        return mixture
+    if regions:
+        both = np.stack([1 - p, p], -1).reshape(-1, 2)
+        changed = calibration.tempered(both, temperature)[:, 1].reshape(p.shape)
+        open_ = p >= LEAST
+    else:
+        whole = np.concatenate([np.clip(1 - p.sum(0, keepdims=True), 0, 1), p]).reshape(len(p) + 1, -1).T
+        changed = calibration.tempered(whole, temperature)[:, 1:].T.reshape(p.shape)
+        open_ = (p.max(0) >= LEAST)[None]
+    return mixture._replace(probabilities=np.where(open_, changed, p).astype(np.float32))
