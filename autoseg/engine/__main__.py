@@ -16,19 +16,23 @@ import sys
 import time
 from pathlib import Path
 
-from autoseg.engine.bundle import Bundle
-from autoseg.engine.cache import ensure_cached
+from autoseg.engine.lean import start_lean
 from autoseg.workspace import write_json
 
 
 def main(argv: list[str]) -> int:
-    """Preprocess every labelled case, one process a core; progress goes to METRICS, a metrics.jsonl."""
+    """Run one verb; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     verb, root, *output = argv
     if verb == "torchrun":
         from autoseg.engine.ranks import launch
 
         return launch(root, output)
+    if verb == "train_foreign":  # its code may need anything of MONAI
+        from autoseg.engine.foreign_training import train_foreign
+
+        return train_foreign(root, float(output[1]) if output[:1] == ["--deadline"] else None)
+    start_lean()
     if verb == "measure":
         from autoseg.engine.rehearsal import measure
 
@@ -39,14 +43,18 @@ def main(argv: list[str]) -> int:
 
         find_architecture(Path(root), {"search_seconds": float(output[0])} if output else {})
         return 0
-    if verb == "train_foreign":
-        from autoseg.engine.foreign_training import train_foreign
+    preprocess(root, Path(output[0]))
+    return 0
 
-        return train_foreign(root, float(output[1]) if output[:1] == ["--deadline"] else None)
+
+def preprocess(root: str, metrics: Path) -> None:
+    """Preprocess every labelled case, one process a core; progress goes to `metrics`, a metrics.jsonl."""
+    from autoseg.engine.bundle import Bundle
+    from autoseg.engine.cache import ensure_cached
+
     bundle = Bundle.load(root)
     datalist = bundle.datalist()
     cases = [case for case in (*datalist.training, *datalist.validation) if case.label]
-    metrics = Path(output[0])
     started = time.monotonic()
 
     def progress(done: int, total: int) -> None:
@@ -56,7 +64,6 @@ def main(argv: list[str]) -> int:
             file.write(json.dumps(line) + "\n")
 
     ensure_cached(bundle, cases, int(os.environ.get("OMP_NUM_THREADS", "1")), progress)
-    return 0
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ def ensure_cached(
                 progress(done, len(missing))
     else:
         context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["autoseg.engine.worker"])
         with concurrent.futures.ProcessPoolExecutor(workers, context, _work_with, (work,)) as pool:
             for future in concurrent.futures.as_completed([pool.submit(_worked, case) for case in missing]):
                 future.result()

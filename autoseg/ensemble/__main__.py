@@ -21,6 +21,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoseg.bundles.marks import is_foreign_bundle
+from autoseg.engine.lean import start_lean
 from autoseg.errors import AutosegError, Fault, InputError, NoResultError
 from autoseg.records import Case, Event, from_plain
 from autoseg.workspace import read_json, write_json
@@ -81,6 +83,8 @@ def choose(spec: dict[str, Any]) -> None:
 
 def run(spec: dict[str, Any]) -> Predictions:
     """Predict what the spec asks and write its results file."""
+    if not any(is_foreign_bundle(Path(bundle)) for bundle in spec["bundles"]):  # whose code may need anything of MONAI
+        start_lean()
     from autoseg.engine.combination import Combination
     from autoseg.ensemble.predict import predict_cases
 

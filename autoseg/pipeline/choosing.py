@@ -63,7 +63,7 @@ def pick_members(
     found = _selected(session, datalist, fit if given is None else given, given is not None, name, planned)
     by_name = {entry.name: entry for entry in leaderboard}
     if found is not None:
-        members = [by_name[member] for member in found.weights]
+        members = sorted((by_name[member] for member in found.weights), key=lambda entry: (entry.fold, entry.algo))
     else:
         members = given or choose_members(leaderboard, n_best=config.n_best, unvalidated_ok=unvalidated_ok)[0]
     ranks = {entry.name: standing(entry, leaderboard) for entry in leaderboard}
@@ -212,12 +212,14 @@ def _selected(
     limit = time.time() + planned.selecting if planned is not None and session.clock is not None else None
     write_json(folder / "spec.json", {**spec, "deadline": limit, "results": str(result)})
     results = run_jobs(session, [job], session.whole_machine())
-    with contextlib.suppress(InputError):
-        plain = read_json(result) if results["select"].status == "done" else {"reason": "see its log"}
-        if "reason" not in plain:
-            return restored(Selection, plain, result)
-        session.notify(Event("warning", f"the ensemble is not chosen out of fold: {plain['reason']}"))
-    return None
+    if results["select"].status != "done":
+        session.notify(Event("warning", "the ensemble could not be chosen by what its members say out of fold"))
+        return None
+    plain = read_json(result)
+    if "reason" in plain:
+        session.stage(f"the ensemble is not chosen out of fold: {plain['reason']}")
+        return None
+    return restored(Selection, plain, result)
 
 
 def _spec(session: Session, datalist: Datalist, entries: Sequence[LeaderboardEntry]) -> dict[str, Any] | None:

@@ -103,7 +103,7 @@ def test_validation_folds_are_disjoint_and_scored_by_the_network_that_did_not_se
         scored = {row["case"] for row in json.loads((root / f"segresnet_{fold}" / "scores.json").read_text())["cases"]}
         assert scored == {Path(p).name.removesuffix(".nii.gz") for p, f in folds.items() if f == fold}
         assert {p.name for p in (root / f"segresnet_{fold}" / "validation").iterdir()} == {
-            f"{c}.nii.gz" for c in scored
+            f"{c}{ending}" for c in scored for ending in (".nii.gz", ".npz")
         }
 
 

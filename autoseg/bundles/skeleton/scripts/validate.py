@@ -4,13 +4,16 @@ from pathlib import Path
 
 import fire
 
-from autoseg.engine.entry import validate
+from autoseg.engine.lean import start_lean
 
 
 def run(config_file=None, **override):
     """Validate; writes scores.json and validation/ in the bundle."""
+    from autoseg.engine.entry import validate
+
     validate(Path(__file__).resolve().parents[1], override)
 
 
 if __name__ == "__main__":
+    start_lean()
     fire.Fire({"run": run})
