@@ -28,7 +28,8 @@ class PostProcessing:
     def __call__(self, mask: Mask, free: Mask, voxel: float) -> Mask:
         """The mask [X, Y, Z] afterwards; holes are filled where `free`. `voxel`: volume of one in mm3."""
         if self.fill:
-            mask = mask | (ndimage.binary_fill_holes(mask) & free)
+            flat = tuple(n for n in mask.shape if n > 1)  # a picture, say: along an axis of one voxel nothing is closed
+            mask = mask | (ndimage.binary_fill_holes(mask.reshape(flat)).reshape(mask.shape) & free)
         if self.largest or self.smallest_mm3 > 0:
             components, count = ndimage.label(mask)
             sizes = np.bincount(components.reshape(-1), minlength=count + 1)

@@ -134,12 +134,13 @@ def score_validation(bundle: Bundle, facts: Mapping[str, Any]) -> None:
     scores = []
     predictor = Predictor([bundle], torch_device())
     room = int(1e9 * float(bundle.settings.get("probabilities_gb", PROBABILITIES_GB)))
+    told = room <= 0
     for stale in validation_folder(bundle.root).glob("*.npz"):
         stale.unlink()
     for case in (c for c in cases if c.label):
         path = validation_folder(bundle.root) / f"{case.id}.nii.gz"
         started = time.monotonic()
-        _, _, expected, _, collected = predictor.write(case, path, keep=room)
+        _, _, expected, _, collected = predictor.write(case, path, keep=room > 0)
         predicting += time.monotonic() - started
         prediction = scored.read(path)
         reference, _ = onto_grid_of(prediction, scored.read(str(case.label)))
@@ -148,7 +149,10 @@ def score_validation(bundle: Bundle, facts: Mapping[str, Any]) -> None:
         both = prediction.data, reference.data
         taken = collected.taken(reference.data, scored, reference.spacing) if collected is not None else None
         if taken is not None:
-            room = max(0, room - _kept(taken, out_of_fold_file(bundle.root, case.id)))
+            room -= _kept(taken, out_of_fold_file(bundle.root, case.id))
+        elif not told:
+            told = True
+            logger.info("%s and what follows: probabilities are not kept, for want of room", case.id)
         more = scored.metrics(*both, reference.spacing, tolerance, labels) if further else {}
         rows += [
             {"case": case.id, "label": int(k), "dice": v, "expected": expected[int(k)]}

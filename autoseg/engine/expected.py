@@ -6,9 +6,7 @@ import numpy as np
 import torch
 
 from autoseg.engine.classes import Classes, argmax
-from autoseg.engine.out_of_fold import LEAST
-
-NOTHING = 0.5  # voxels: what is expected of less is absent
+from autoseg.engine.out_of_fold import LEAST, NOTHING
 
 
 class ExpectedDice:

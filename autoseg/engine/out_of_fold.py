@@ -1,12 +1,13 @@
 """Probabilities of a validation case in a file, by which an ensemble is chosen. No torch is loaded here.
 
-Kept is the box that holds every voxel in which a foreground class, or a region, has a probability of LEAST or more:
-float16, compressed. The background of exclusive classes is what the others leave.
+Kept is the box that holds every voxel in which a foreground class, or a region, has a probability of LEAST or more;
+what is less is 0: float16, compressed. The background of exclusive classes is what the others leave.
 """
 
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import torch
 
 LEAST = 0.01  # probability of a class or region, under which it counts as none
+NOTHING = 0.5  # voxels: what is expected of less is absent
+LARGEST = 2 * 2**30  # bytes in memory of what is kept of a case
 Half = npt.NDArray[np.float16]
 
 
@@ -47,8 +50,13 @@ class OutOfFold:
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays: dict[str, Any] = {"probabilities": self.probabilities, "reference": self.reference}
         arrays |= {"corner": self.corner, "total": list(self.total.items()), "voxel": self.voxel}
-        with atomic_file(path, "wb") as file:
-            np.savez_compressed(file, **arrays)
+        with (
+            atomic_file(path, "wb") as file,
+            zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as parts,
+        ):
+            for name, array in arrays.items():
+                with parts.open(f"{name}.npy", "w", force_zip64=True) as part:
+                    np.lib.format.write_array(part, np.asarray(array), allow_pickle=False)
         return path.stat().st_size
 
     @classmethod
@@ -59,17 +67,17 @@ class OutOfFold:
                 corner, total = found["corner"].tolist(), found["total"].reshape(-1, 2).tolist()
                 voxel = float(found["voxel"])
                 return cls(found["probabilities"], tuple(corner), found["reference"], dict(total), voxel)
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise InputError([Fault(str(path), "", f"holds no probabilities: {one_line(error)}")]) from error
 
 
 class Collector:
     """Takes the probabilities of a case chunk by chunk along an `axis` of the image's grid.
 
-    `first`: the first channel that is foreground. What takes more than `limit` bytes is let go.
+    `first`: the first channel that is foreground. What takes more than `limit` bytes of memory is let go.
     """
 
-    def __init__(self, axis: int, first: int, limit: int):
+    def __init__(self, axis: int, first: int, limit: int = LARGEST):
         self.axis, self.first, self.limit = axis, first, limit
         self._pieces: list[tuple[list[int], Half]] = []
         self._classes = 0
@@ -86,7 +94,8 @@ class Collector:
             self._pieces.clear()
             return
         corner[self.axis] += start
-        self._pieces.append((corner, block.half().cpu().numpy()))
+        kept = block.where(block >= LEAST, 0.0).half()  # traces are not worth their bytes
+        self._pieces.append((corner, kept.cpu().numpy()))
 
     def taken(self, reference: npt.NDArray[Any], scored: Scored, spacing: Sequence[float]) -> OutOfFold | None:
         """All chunks together with the reference [X, Y, Z], as `scored` reads it; None where it was too much."""

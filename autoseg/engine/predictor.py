@@ -96,7 +96,7 @@ class Predictor:
         self._keep = len(_parts(list(bundles))) == 1
         self._loaded: dict[int, list[torch.nn.Module]] = {}
 
-    def write(self, case: Case, path: Path, doubtful: Path | None = None, keep: int = 0) -> Predicted:
+    def write(self, case: Case, path: Path, doubtful: Path | None = None, keep: bool = False) -> Predicted:
         """Predict a case and write its label map in the geometry of its (first) image; to `doubtful`, where that is
         given, percent of doubt by voxel. `keep`: as `predict` has it.
         """
@@ -106,13 +106,13 @@ class Predictor:
         write_label_map(path, predicted.labels, case, predicted.affine)
         return predicted
 
-    def predict(self, case: Case, with_uncertainty: bool = False, keep: int = 0) -> Predicted:
-        """Predict a case; with `keep`, the probabilities around the foreground are kept, in so many bytes at most."""
+    def predict(self, case: Case, with_uncertainty: bool = False, keep: bool = False) -> Predicted:
+        """Predict a case; with `keep`, the probabilities around the foreground are collected."""
         channels = (self.classes.outputs,) if self.classes.in_channels else ()
         expected = ExpectedDice(self.classes)
         with self._answers(case) as (answers, affine):
             axis, shape = answers[0].grid.chunk_axis, answers[0].grid.original_shape
-            kept = Collector(axis, 0 if self.classes.regions else 1, keep) if keep > 0 else None
+            kept = Collector(axis, 0 if self.classes.regions else 1) if keep else None
             out = np.empty((*shape, *channels), self.classes.dtype)
             against = np.empty(shape, np.uint8) if with_uncertainty else None
             for start, stop in self._chunks(answers):

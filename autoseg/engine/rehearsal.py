@@ -32,7 +32,7 @@ def measure(root: Path, seconds: float = SECONDS) -> Speed:
     took = 0.0
     for _ in range(2):  # the first time is slow
         before = time.monotonic()
-        predictor.predict((validation or training)[0])
+        predictor.predict((validation or training)[0], keep=True)
         took = time.monotonic() - before
         if took > LONG:
             break

@@ -72,6 +72,7 @@ def choose(spec: dict[str, Any]) -> None:
     deadline, seconds = (math.inf if spec.get(key) is None else float(spec[key]) for key in ("deadline", "seconds"))
     answers = Answers(families, spec["cases"], scored, deadline)
     networks = [from_plain(Network, one) for one in spec["networks"]]
+    networks = [one for one in networks if one.family in answers.families]
     methods = Methods(answers, networks, int(spec["n_best"]), seconds)
     try:
         found: Any = select(answers, methods, spec.get("given"), spec.get("method") or "")

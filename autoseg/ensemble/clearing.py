@@ -1,83 +1,87 @@
-"""Post-processing of one label, tried on out-of-fold cases. No torch."""
+"""Post-processing of labels, tried on out-of-fold cases. No torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from autoseg.engine.combination import Mask, PostProcessing
-from autoseg.ensemble.answers import Answers, Shares
+from autoseg.engine.combination import PostProcessing
+from autoseg.ensemble.answers import Answers, Mixture, Shares
 from autoseg.evaluation import bootstrap_mean
 
 SMALL = 0.5  # of the smallest component that any reference has: what is smaller is none
+Rule = PostProcessing | None
+Tried = dict[Rule, float]  # Dice of a label in a case
 
 
-@dataclass
-class _Drawn:
-    """A case's mask of the label in the box around it, what is background there, and the reference."""
+def smallest_components(answers: Answers) -> dict[int, dict[str, float]]:
+    """By label and case, mm3 of the smallest component of the reference; infinite without one."""
+    found: dict[int, dict[str, float]] = {label: {} for label in answers.keys}
+    for case in answers.cases:
+        mixture = answers.mixture(case, answers.shares({answers.families[0]: 1.0}))
+        for label in answers.keys:
+            components, count = ndimage.label(mixture.reference == label)
+            sizes = np.bincount(components.reshape(-1))[1:]
+            found[label][case] = float(sizes.min()) * mixture.voxel if count else math.inf
+    return found
 
-    mask: Mask
-    free: Mask
-    reference: Mask
-    total: int
-    voxel: float
-    smallest: float  # mm3: of the reference's components; infinite without one
-    found: dict[PostProcessing | None, float] = field(default_factory=dict)
 
-    def dice(self, rule: PostProcessing | None) -> float:
-        """Dice after a rule; NaN where neither prediction nor reference has the label."""
-        if rule not in self.found:
-            mask = self.mask if rule is None or not self.mask.size else rule(self.mask, self.free, self.voxel)
-            size = int(np.count_nonzero(mask)) + self.total
-            self.found[rule] = 2.0 * int(np.count_nonzero(mask & self.reference)) / size if size else math.nan
-        return self.found[rule]
+class Rules:
+    """The rules that may be tried on a label, by what is known of some cases."""
 
-    def gain(self, rule: PostProcessing | None) -> float:
-        """What a rule adds; all that was marked wrongly of a label that is not there, gone, is a gain of 1."""
-        before, after = self.dice(None), self.dice(rule)
-        return 0.0 if math.isnan(before) else 1.0 if math.isnan(after) else after - before
+    def __init__(self, answers: Answers):
+        self.smallest = smallest_components(answers)
+
+    def of(self, label: int, cases: Sequence[str]) -> list[PostProcessing]:
+        """Those that these cases suggest."""
+        known = [self.smallest[label][case] for case in cases if math.isfinite(self.smallest[label][case])]
+        small = round(SMALL * min(known, default=0.0), 3)
+        rules = [PostProcessing(largest=True), PostProcessing(fill=True), PostProcessing(fill=True, largest=True)]
+        return rules + [PostProcessing(fill, small) for fill in (False, True) if small]
 
 
 class Trial:
-    """A label in all cases, as the families' `shares` decide it."""
+    """Dice of every label in every case after every rule, as the families' `shares` decide it."""
 
-    def __init__(self, answers: Answers, shares: Shares, label: int):
-        self.cases: dict[str, _Drawn] = {}
+    def __init__(self, answers: Answers, shares: Shares, rules: dict[int, set[PostProcessing]]):
+        self.dice: dict[int, dict[str, Tried]] = {label: {} for label in rules}
         for case in answers.cases:
             mixture = answers.mixture(case, shares)
             decided = answers.decided(mixture.probabilities)
-            smallest = _smallest(mixture.reference == label) * mixture.voxel
-            mask = decided == label
-            place: Any = next(iter(ndimage.find_objects(mask.astype(np.uint8))), None) or (slice(0, 0),) * 3
-            reference = mixture.reference[place] == label
-            drawn = mask[place], decided[place] == 0, reference, mixture.total[label], mixture.voxel, smallest
-            self.cases[case] = _Drawn(*drawn)
+            for label, some in rules.items():
+                answers.alive(f"post-processing of {case}")
+                self.dice[label][case] = _tried(mixture, decided, label, some)
 
-    def dice(self, case: str, rule: PostProcessing | None) -> float:
-        return self.cases[case].dice(rule)
+    def gains(self, label: int, rule: Rule, cases: Iterable[str]) -> list[float]:
+        """What a rule adds to a label's Dice, by case; all that was marked of a label that is not there, gone, is 1."""
+        found = []
+        for case in cases:
+            before, after = self.dice[label][case][None], self.dice[label][case][rule]
+            found.append(0.0 if math.isnan(before) else 1.0 if math.isnan(after) else after - before)
+        return found
 
-    def gains(self, rule: PostProcessing | None, cases: Sequence[str]) -> list[float]:
-        """What a rule adds to the label's Dice, by case."""
-        return [self.cases[case].gain(rule) for case in cases]
-
-    def best(self, cases: Sequence[str]) -> PostProcessing | None:
+    def best(self, label: int, rules: Sequence[PostProcessing], cases: Sequence[str]) -> Rule:
         """The rule that gains most by these cases, of those that gain more than noise; None without one."""
-        known = [self.cases[case].smallest for case in cases if math.isfinite(self.cases[case].smallest)]
-        small = round(SMALL * min(known, default=0.0), 3)
-        rules = [PostProcessing(largest=True), PostProcessing(fill=True), PostProcessing(fill=True, largest=True)]
-        rules += [PostProcessing(smallest_mm3=small), PostProcessing(fill=True, smallest_mm3=small)] if small else []
-        intervals = {rule: bootstrap_mean(self.gains(rule, cases)) for rule in rules}
+        intervals = {rule: bootstrap_mean(self.gains(label, rule, cases)) for rule in rules}
         clear = [rule for rule, (_, low, _) in intervals.items() if low > 0]
         return max(clear, key=lambda rule: intervals[rule][0], default=None)
 
 
-def _smallest(mask: npt.NDArray[np.bool_]) -> float:
-    """Voxels of the smallest component; infinite without one."""
-    components, count = ndimage.label(mask)
-    return float(np.bincount(components.reshape(-1))[1:].min()) if count else math.inf
+def _tried(mixture: Mixture, decided: npt.NDArray[Any], label: int, rules: Iterable[PostProcessing]) -> Tried:
+    """Dice without and with each rule: NaN where neither prediction nor reference has the label."""
+    mask = decided == label
+    place: Any = next(iter(ndimage.find_objects(mask.astype(np.uint8))), None) if mask.size else None
+    if place is None:
+        return dict.fromkeys((None, *rules), 0.0 if mixture.total[label] else math.nan)
+    mask, free, reference = mask[place], decided[place] == 0, mixture.reference[place] == label
+    found: Tried = {}
+    for rule in (None, *rules):
+        changed = mask if rule is None else rule(mask, free, mixture.voxel)
+        size = int(np.count_nonzero(changed)) + mixture.total[label]
+        found[rule] = 2.0 * int(np.count_nonzero(changed & reference)) / size if size else math.nan
+    return found

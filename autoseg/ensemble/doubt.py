@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 LEAST_CASES = 8  # fewer say nothing
+DEFINITION = 2  # of what is expected: a rule of another one is of no use
 WORST = 0.1  # share of the out-of-fold cases that would be looked at
 
 
@@ -24,6 +25,7 @@ class DoubtRule:
     lines: dict[str, tuple[float, float]]
     look_below: float
     n_cases: int
+    definition: int = 1
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,9 @@ def fit_doubt(rows: Iterable[Mapping[str, Any]]) -> DoubtRule | None:
     expected: dict[str, dict[str, float | None]] = {}
     for row in known:
         expected.setdefault(row["case"], {})[str(row["label"])] = float(row["expected"])
-    rule = DoubtRule(dict(sorted(lines.items())), 0.0, len(cases))
+    rule = DoubtRule(dict(sorted(lines.items())), 0.0, len(cases), DEFINITION)
     means = [found.mean_dice for found in doubts(rule, expected) if found.mean_dice is not None]
-    return DoubtRule(rule.lines, round(float(np.quantile(means, WORST)), 6), len(cases))
+    return DoubtRule(rule.lines, round(float(np.quantile(means, WORST)), 6), len(cases), DEFINITION)
 
 
 def _line(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:

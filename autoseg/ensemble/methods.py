@@ -139,10 +139,22 @@ def parts(answers: Answers) -> Iterator[tuple[list[str], list[str]]]:
         yield [case for case in order if case not in judged], judged
 
 
-def nested(answers: Answers, methods: Methods, way: Callable[[Sequence[str]], Weights]) -> dict[str, Scores]:
-    """Dice of every case by what a method chooses without it."""
+@dataclass(frozen=True)
+class Part:
+    """Cases that are judged by what was chosen by the others: families' shares."""
+
+    others: list[str]
+    judged: list[str]
+    shares: Shares
+
+
+def nested(
+    answers: Answers, methods: Methods, way: Callable[[Sequence[str]], Weights]
+) -> tuple[list[Part], dict[str, Scores]]:
+    """(the parts, with what a method chooses for each without it; Dice of every case by that choice)."""
+    chosen = [Part(others, judged, methods.shares(way(others))) for others, judged in parts(answers)]
     found: dict[str, Scores] = {}
-    for others, judged in parts(answers):
-        (scores,) = answers.scores([methods.shares(way(others))])
-        found |= {case: scores[case] for case in judged}
-    return found
+    for part in chosen:
+        (scores,) = answers.scores([part.shares])
+        found |= {case: scores[case] for case in part.judged}
+    return chosen, found

@@ -1,13 +1,14 @@
 """The ensemble that out-of-fold probabilities choose: members, weights, temperature, post-processing. No torch.
 
-Every figure is nested: a case is judged by what was chosen without it.
+Figures are nested: a case is judged by what a method chooses, with temperature and post-processing, without it. Which
+of the methods is taken is decided by these figures themselves, so that the best of them is a little too good.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
@@ -17,8 +18,8 @@ from autoseg.engine.combination import PostProcessing
 from autoseg.engine.out_of_fold import LEAST
 from autoseg.ensemble import calibration
 from autoseg.ensemble.answers import Answers, Mixture, Scores, Shares, by_case, dice, expected, mean_of
-from autoseg.ensemble.clearing import Trial
-from autoseg.ensemble.methods import BEST_FAMILY, Methods, Weights, nested, parts
+from autoseg.ensemble.clearing import Rules, Trial
+from autoseg.ensemble.methods import BEST_FAMILY, Methods, Part, Weights, nested
 from autoseg.errors import NoResultError
 from autoseg.evaluation import bootstrap_mean
 
@@ -43,9 +44,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Selection:
-    """The chosen ensemble. `mean_dice`: nested, post-processing included, over `n_cases`; `likelihood`: mean negative
-    logarithm of the true class's probability, nested, before and after the temperature. `gains`: by label with
-    post-processing, what it adds to its Dice, nested. `rows`: by case and label Dice and what is expected of it.
+    """The chosen ensemble.
+
+    `mean_dice`: nested, post-processing included, over `n_cases`; `likelihood`: mean negative logarithm of the true
+    class's probability, nested, before and after the temperature. `families`: those that were heard. `gains`: by label
+    with post-processing, what it adds to its Dice, nested. `rows`: by case and label Dice and what is expected of it.
     """
 
     method: str
@@ -56,6 +59,7 @@ class Selection:
     mean_dice: float
     n_cases: int
     likelihood: tuple[float, float]
+    families: tuple[str, ...] = ()
     gains: dict[int, float] = field(default_factory=dict)
     rows: tuple[dict[str, Any], ...] = ()
 
@@ -72,33 +76,47 @@ def select(answers: Answers, methods: Methods, given: Weights | None = None, nam
         raise NoResultError(f"{len(answers.cases)} cases with probabilities of all families are too few to choose by")
     ways = methods.all_of_them()
     if given is not None:
+        if unheard := set(given) - {network.name for network in methods.networks}:
+            raise NoResultError(f"too few probabilities are kept of {', '.join(sorted(unheard))}")
         kept = methods.trimmed(given)
         ways = {BEST_FAMILY: ways[BEST_FAMILY], name: lambda cases: kept}
     judged = {key: nested(answers, methods, way) for key, way in ways.items()}
-    single = by_case(judged[BEST_FAMILY])
+    single = by_case(judged[BEST_FAMILY][1])
     candidates = []
     for key, way in ways.items():
-        weights, own = way(answers.cases), by_case(judged[key])
+        weights, own = way(answers.cases), by_case(judged[key][1])
         gain = bootstrap_mean([own[case] - single[case] for case in sorted(own.keys() & single.keys())])
-        mean = round(mean_of(judged[key], answers.cases), 6)
+        mean = round(mean_of(judged[key][1], answers.cases), 6)
         rounded = (round(gain[0], 6), round(gain[1], 6), round(gain[2], 6))
         candidates.append(Candidate(key, _rounded(weights), mean, rounded, round(methods.cost(weights), 3)))
     best = candidates[-1] if given is not None else max(candidates, key=lambda one: one.mean_dice)
-    shares = methods.shares(best.members)
-    finish = _Finish(answers, shares)
-    rules, gains, scores = finish.post_processing(judged[best.method])
-    temperature, sureness = finish.temperature()
-    return Selection(
+    finish = _Finish(answers, methods.shares(best.members), judged[best.method][0])
+    plain = Selection(
         best.method,
         best.members,
-        temperature,
-        rules,
+        1.0,
+        {},
         tuple(candidates),
-        round(mean_of(scores, answers.cases), 6),
+        best.mean_dice,
         len(answers.cases),
-        sureness,
-        gains,
-        tuple(finish.rows(temperature, rules)),
+        (math.nan, math.nan),
+        answers.families,
+    )
+    try:
+        rules, gains, scores = finish.post_processing(judged[best.method][1])
+        temperature, likelihood = finish.temperature()
+        rows = tuple(finish.rows(temperature, rules))
+    except NoResultError:  # no time: the members stand
+        return plain
+    mean = round(mean_of(scores, answers.cases), 6)
+    return replace(
+        plain,
+        temperature=temperature,
+        post_processing=rules,
+        mean_dice=mean,
+        likelihood=likelihood,
+        gains=gains,
+        rows=rows,
     )
 
 
@@ -109,29 +127,31 @@ def _rounded(weights: Weights) -> Weights:
 
 
 class _Finish:
-    """What follows once the families' shares are known."""
+    """What follows once the families' shares are known; each part is judged with the shares that were chosen for it."""
 
-    def __init__(self, answers: Answers, shares: Shares):
-        self.answers, self.shares = answers, shares
-        self.parts = list(parts(answers))
+    def __init__(self, answers: Answers, shares: Shares, parts: Sequence[Part]):
+        self.answers, self.shares, self.parts = answers, shares, parts
 
     def temperature(self) -> tuple[float, tuple[float, float]]:
         """(the temperature, or 1 where it makes cases that it was not fitted on no likelier; likelihoods, nested)."""
-        drawn = {
-            case: calibration.drawn(self.answers.mixture(case, self.shares), self.answers.scored)
-            for case in self.answers.cases
-        }
+        drawn: dict[Shares, dict[str, tuple[calibration.Table, calibration.Table]]] = {}
+        for shares in {self.shares: None, **{part.shares: None for part in self.parts}}:
+            drawn[shares] = {
+                case: calibration.drawn(self.answers.mixture(case, shares), self.answers.scored)
+                for case in self.answers.cases
+            }
         before, after = [], []
-        for others, judged in self.parts:
-            found = calibration.fitted([drawn[case] for case in others])
-            known = [drawn[case] for case in judged if len(drawn[case][0])]
+        for part in self.parts:
+            own = drawn[part.shares]
+            found = calibration.fitted([own[case] for case in part.others])
+            known = [own[case] for case in part.judged if len(own[case][0])]
             before += [calibration.likelihood(*one, 1.0) for one in known]
             after += [calibration.likelihood(*one, found) for one in known]
         if not before:
             return 1.0, (math.nan, math.nan)
         means = round(float(np.mean(before)), 6), round(float(np.mean(after)), 6)
         better = means[1] < (1 - SURER) * means[0]
-        return (calibration.fitted(list(drawn.values())) if better else 1.0), means
+        return (calibration.fitted(list(drawn[self.shares].values())) if better else 1.0), means
 
     def post_processing(
         self, plain: Mapping[str, Scores]
@@ -145,15 +165,23 @@ class _Finish:
         scores = {case: dict(row) for case, row in plain.items()}
         if self.answers.scored.regions:
             return kept, gains, scores
+        rules, known = Rules(self.answers), [self.answers.cases, *(part.others for part in self.parts)]
+        every = {label: {rule for cases in known for rule in rules.of(label, cases)} for label in self.answers.keys}
+        shares = dict.fromkeys([self.shares, *(part.shares for part in self.parts)])
+        trials = {one: Trial(self.answers, one, every) for one in shares}
         for label in self.answers.keys:
-            trial = Trial(self.answers, self.shares, label)
-            changed = {case: rule for others, judged in self.parts for rule in [trial.best(others)] for case in judged}
-            rule = trial.best(self.answers.cases)
-            gain = fmean(trial.gains(by, [case])[0] for case, by in changed.items())
-            if rule is not None and gain > 0:
-                kept[label], gains[label] = rule, round(gain, 6)
-                for case, by in changed.items():
-                    scores[case][str(label)] = trial.dice(case, by)
+            rule = trials[self.shares].best(label, rules.of(label, self.answers.cases), self.answers.cases)
+            found: dict[str, float] = {}
+            changed: list[float] = []
+            for part in self.parts:
+                trial = trials[part.shares]
+                by = trial.best(label, rules.of(label, part.others), part.others)
+                changed += trial.gains(label, by, part.judged)
+                found |= {case: trial.dice[label][case][by] for case in part.judged}
+            if rule is not None and fmean(changed) > 0:
+                kept[label], gains[label] = rule, round(fmean(changed), 6)
+                for case, value in found.items():
+                    scores[case][str(label)] = value
         return kept, gains, scores
 
     def rows(self, temperature: float, rules: Mapping[int, PostProcessing]) -> list[dict[str, Any]]:

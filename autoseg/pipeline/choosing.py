@@ -8,15 +8,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
-from autoseg.bundles.marks import validation_folder
+from autoseg.bundles.marks import bundle_weights, validation_folder
 from autoseg.devices import THREAD_SCALING
 from autoseg.engine.combination import Combination
 from autoseg.ensemble.doubt import fit_doubt
-from autoseg.ensemble.members import AUTO, choose_members, fit_members, standing
+from autoseg.ensemble.members import AUTO, LeftOut, choose_members, fit_members, standing
 from autoseg.ensemble.methods import BEST_FAMILY, Network
 from autoseg.ensemble.selecting import Selection
 from autoseg.errors import InputError, NoResultError
@@ -26,6 +25,8 @@ from autoseg.pipeline.session import Session
 from autoseg.pipeline.training import run_jobs
 from autoseg.records import Case, Datalist, Event, Job, LeaderboardEntry, Resources
 from autoseg.workspace import Workspace, read_json, read_keys, restored, write_json
+
+LONGEST = 900.0  # seconds in which an ensemble is chosen, where no limit says less
 
 
 @dataclass(frozen=True)
@@ -60,26 +61,18 @@ def pick_members(
         given = choose_by(method, session.workspace.root, fit)
     elif name != AUTO:
         given = choose_members(leaderboard, name, n_best=config.n_best, unvalidated_ok=unvalidated_ok)[0]
-    found = _selected(session, datalist, fit if given is None else given, given is not None, name, planned)
+    found = _selected(session, datalist, _Question(fit, given, name), planned)
     by_name = {entry.name: entry for entry in leaderboard}
     if found is not None:
         members = sorted((by_name[member] for member in found.weights), key=lambda entry: (entry.fold, entry.algo))
+        if given is None:
+            unheard = {entry.algo for entry in fit} - set(found.families)
+            left_out += [(name, "too few probabilities of its validation cases are kept") for name in sorted(unheard)]
     else:
-        members = given or choose_members(leaderboard, n_best=config.n_best, unvalidated_ok=unvalidated_ok)[0]
-    ranks = {entry.name: standing(entry, leaderboard) for entry in leaderboard}
-    if found is None and config.predict_seconds_per_case is not None:
-        members, late = in_time(
-            members,
-            config.predict_seconds_per_case,
-            _seconds_a_case(session, leaderboard),
-            ranks,
-            "predict_seconds_per_case leaves no time for it",
-        )
-        left_out = [*left_out, *late]
-    if planned is not None and session.clock is not None:
-        seconds = session.clock.left - planned.closing + planned.selecting
-        members, late = in_time(members, seconds, planned.member_seconds, ranks)
-        left_out = [*left_out, *late]
+        if given is None:
+            given = choose_members(leaderboard, n_best=config.n_best, unvalidated_ok=unvalidated_ok)[0]
+        members, late = _in_time(session, given, leaderboard, planned)
+        left_out += late
     for left, reason in left_out:
         session.notify(Event("warning", f"{left} stays out of the ensemble: {reason}"))
     if not members:
@@ -89,12 +82,36 @@ def pick_members(
     return Ensemble(tuple(member.name for member in members), Combination.of(record))
 
 
+def _in_time(
+    session: Session, members: list[LeaderboardEntry], board: Sequence[LeaderboardEntry], planned: Pace | None
+) -> tuple[list[LeaderboardEntry], LeftOut]:
+    """Members chosen without a selection, as far as limits on their prediction let: (those kept, those left out)."""
+    ranks, left_out = {entry.name: standing(entry, board) for entry in board}, list[tuple[str, str]]()
+    limit = session.config.predict_seconds_per_case
+    if limit is not None:
+        reason = "predict_seconds_per_case leaves no time for it"
+        members, left_out = in_time(members, limit, _seconds_a_case(session, board), ranks, reason)
+    if planned is not None and session.clock is not None:
+        seconds = session.clock.left - planned.closing + planned.selecting
+        members, late = in_time(members, seconds, planned.member_seconds, ranks)
+        left_out += late
+    return members, left_out
+
+
 def keep_members_so_far(session: Session, leaderboard: Sequence[LeaderboardEntry]) -> None:
-    """ensemble.json of the networks that are trained by now: a run that is cut off can predict with them."""
-    method = session.config.ensemble_method
+    """ensemble.json of the networks that are trained by now: a run that is cut off can predict with them.
+
+    One that was chosen before stays, as long as its members have weights.
+    """
+    workspace, method = session.workspace, session.config.ensemble_method
+    with contextlib.suppress(InputError, AttributeError, TypeError):
+        record = read_json(workspace.ensemble_json)
+        bundles = [workspace.named_bundle(name) for name in record["members"]]
+        if not record.get("interim") and bundles and all(bundle_weights(bundle).is_file() for bundle in bundles):
+            return
     members, left_out = choose_members(leaderboard, method, n_best=session.config.n_best, unvalidated_ok=True)
     if members:
-        _record(session, method, members, left_out, None)
+        _record(session, method, members, left_out, None, interim=True)
 
 
 def standing_ensemble(
@@ -103,9 +120,10 @@ def standing_ensemble(
     """What `pick_members` would choose again, were nothing else to change; None where it is chosen anew."""
     config, record = session.config, read_json(workspace.ensemble_json)
     name = config.ensemble_method if method is None else type(method).__name__
-    if record.get("method") == name and record.get("asked") == _asked(session):
-        same = {**record, "mode": config.ensemble_mode}
-        return Ensemble(tuple(record["members"]), Combination.of(same))
+    if record.get("method") == name and record.get("asked") == _asked(session) and not record.get("interim"):
+        with contextlib.suppress(AttributeError, TypeError, ValueError, KeyError):  # a record that was edited
+            same = {**record, "mode": config.ensemble_mode}
+            return Ensemble(tuple(record["members"]), Combination.of(same))
     if method is not None or name == AUTO:
         return None
     unvalidated = all(math.isnan(entry.mean_dice) for entry in board)
@@ -124,10 +142,12 @@ def _record(
     members: Sequence[LeaderboardEntry],
     left_out: Sequence[tuple[str, str]],
     found: Selection | None,
+    interim: bool = False,
 ) -> dict[str, Any]:
-    """Write ensemble.json, and return what is in it."""
-    rows = _out_of_fold(session.workspace, members) if found is None else found.rows
+    """Write ensemble.json, and return what is in it. `interim`: not all trainings have ended."""
+    rows = _out_of_fold(session.workspace, members) if found is None or not found.rows else found.rows
     record: dict[str, Any] = {
+        **({"interim": True} if interim else {}),
         "method": method,
         "asked": _asked(session),
         "mode": session.config.ensemble_mode,
@@ -174,31 +194,30 @@ def _said(name: str, members: Sequence[LeaderboardEntry], found: Selection | Non
     return said
 
 
-def _selected(
-    session: Session,
-    datalist: Datalist,
-    entries: Sequence[LeaderboardEntry],
-    fixed: bool,
-    name: str,
-    planned: Pace | None,
-) -> Selection | None:
-    """What out-of-fold probabilities choose among the entries, or say of them where they are `fixed`; None where none
-    are kept, where members vote, and where choosing came to nothing.
+class _Question(NamedTuple):
+    """Entries to choose among, or those of them that are `given` by the method `name`."""
+
+    fit: list[LeaderboardEntry]
+    given: list[LeaderboardEntry] | None
+    name: str
+
+
+def _selected(session: Session, datalist: Datalist, asked: _Question, planned: Pace | None) -> Selection | None:
+    """What out-of-fold probabilities choose, or say of the members that are given; None where none are kept, where
+    members vote, and where choosing came to nothing.
     """
-    spec = _spec(session, datalist, entries)
+    workspace = session.workspace
+    spec = _spec(session, datalist, asked, planned)
     if session.config.ensemble_mode != "mean" or spec is None:
         return None
-    if fixed:
-        spec |= {"given": {entry.name: 1.0 for entry in entries if entry.algo in spec["families"]}, "method": name}
-        if len(spec["given"]) < len(entries):
-            return None
-    workspace = session.workspace
     folder = workspace.job("select")
     result = folder / "selection.json"
-    files = [path for entry in entries for path in sorted(validation_folder(workspace.root / entry.name).glob("*.npz"))]
+    names = [network.name for network in spec["networks"]]
+    files = [path for name in names for path in sorted(validation_folder(workspace.root / name).glob("*.npz"))]
     stamps = {path.relative_to(workspace.root).as_posix(): path.stat().st_mtime_ns for path in files}
-    labels = {case.id: Path(case.label).stat().st_mtime_ns for case in datalist.training if case.label}
-    inputs = made_from(files=stamps, training=labels, settings={**spec, "time_limit": session.config.time_limit})
+    told = {key: value for key, value in spec.items() if key not in ("families", "networks", "seconds")}
+    told |= {"networks": names, "asked": _asked(session), "time_limit": session.config.time_limit}
+    inputs = made_from(files=stamps, settings=told)
     job = Job(
         id="select",
         argv=(sys.executable, "-m", "autoseg.ensemble", "select", str(folder / "spec.json")),
@@ -209,42 +228,56 @@ def _selected(
         resources=Resources(cpus=session.devices.cores),
     )
     folder.mkdir(parents=True, exist_ok=True)
-    limit = time.time() + planned.selecting if planned is not None and session.clock is not None else None
-    write_json(folder / "spec.json", {**spec, "deadline": limit, "results": str(result)})
+    limit = LONGEST if planned is None or session.clock is None else planned.selecting
+    write_json(folder / "spec.json", {**spec, "deadline": time.time() + limit, "results": str(result)})
     results = run_jobs(session, [job], session.whole_machine())
     if results["select"].status != "done":
         session.notify(Event("warning", "the ensemble could not be chosen by what its members say out of fold"))
         return None
     plain = read_json(result)
-    if "reason" in plain:
-        session.stage(f"the ensemble is not chosen out of fold: {plain['reason']}")
-        return None
-    return restored(Selection, plain, result)
+    if "reason" not in plain:
+        return restored(Selection, plain, result)
+    session.stage(f"the ensemble is not chosen out of fold: {plain['reason']}")
+    result.unlink(missing_ok=True)  # another time there may be more time
+    return None
 
 
-def _spec(session: Session, datalist: Datalist, entries: Sequence[LeaderboardEntry]) -> dict[str, Any] | None:
-    """Families, cases and networks for a selection; None where no family has kept probabilities."""
+def _spec(session: Session, datalist: Datalist, asked: _Question, planned: Pace | None) -> dict[str, Any] | None:
+    """Families, cases and networks for a selection; None where the best family has kept no probabilities."""
     root = session.workspace.root
-    kept = [entry for entry in entries if any(validation_folder(root / entry.name).glob("*.npz"))]
+    wanted = {entry.algo for entry in (asked.fit if asked.given is None else asked.given)}
+    kept = [e for e in asked.fit if e.algo in wanted and any(validation_folder(root / e.name).glob("*.npz"))]
     names = list(dict.fromkeys(entry.algo for entry in kept))
-    if not names:
+    ranks = {entry.name: standing(entry, asked.fit) for entry in asked.fit}
+    ranked = sorted(asked.fit, key=lambda e: -ranks[e.name] if math.isfinite(ranks[e.name]) else 0.0)
+    if not names or (ranked[0].algo not in names and asked.given is None) or (asked.given and wanted - set(names)):
         return None
-    families = {name: {str(e.fold): str(root / e.name) for e in kept if e.algo == name} for name in names}
+    taken, seconds = _prediction_times(session, datalist, asked.fit, planned)
     folds = sorted({entry.fold for entry in kept})
-    ranked = sorted(
-        (entry for entry in entries if entry.algo in names),
-        key=lambda e: -standing(e, entries) if math.isfinite(standing(e, entries)) else 0.0,
-    )
-    seconds = _seconds_a_case(session, entries)
     return {
-        "families": families,
+        "families": {name: {str(e.fold): str(root / e.name) for e in kept if e.algo == name} for name in names},
         "cases": {case.id: fold for case, fold in _seen_by(datalist, folds)},
         "labels": {str(key): name for key, name in datalist.scored.items()},
         "regions": [list(values) for values in datalist.regions.values()],
-        "networks": [Network(e.name, e.algo, e.fold, seconds.get(e.algo, 0.0)) for e in ranked],
+        "networks": [Network(e.name, e.algo, e.fold, taken.get(e.algo, 0.0)) for e in ranked if e.algo in names],
         "n_best": session.config.n_best,
-        "seconds": session.config.predict_seconds_per_case,
+        "seconds": seconds,
+        "given": None if asked.given is None else {entry.name: 1.0 for entry in asked.given},
+        "method": asked.name,
     }
+
+
+def _prediction_times(
+    session: Session, datalist: Datalist, entries: Sequence[LeaderboardEntry], planned: Pace | None
+) -> tuple[dict[str, float], float | None]:
+    """(seconds that a network of each family takes to predict a case, most that an ensemble may take)."""
+    taken, limit = _seconds_a_case(session, entries), session.config.predict_seconds_per_case
+    if planned is None or session.clock is None or not datalist.testing:
+        return taken, limit
+    cases = len(datalist.testing)
+    taken |= {name: seconds / cases for name, seconds in planned.member_seconds.items()}
+    left = max(0.0, session.clock.left - planned.closing) / cases
+    return taken, left if limit is None else min(left, limit)
 
 
 def _seen_by(datalist: Datalist, folds: Sequence[int]) -> list[tuple[Case, int]]:

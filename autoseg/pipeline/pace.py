@@ -29,7 +29,8 @@ from autoseg.workspace import Workspace, read_json, read_keys, restored, write_j
 SEARCH_LEAVES = 400  # steps a training must keep beside a search
 WORTH_MEASURING = 100  # steps: shorter trainings are over before they are forecast
 PREDICTION_START = 8.0  # seconds: of the process that predicts
-SELECTION_START, SELECTION_CASE = 2.0, 0.02  # seconds of choosing the ensemble, of a case and family
+# of choosing the ensemble: seconds of its start, share of the seconds that all validation cases take, most of a limit
+SELECTION_START, SELECTION_CASE, SELECTION_SHARE = 2.0, 0.1, 0.05
 SECONDS_A_SCORE = 0.1  # of one core: surface distances of a case
 FOREIGN_START, FOREIGN_CASE = 20.0, 2.0  # seconds of a foreign template's start, of a case: nobody has measured them
 SHARING_GAIN = 1.1  # times as many steps in the same time that trainings side by side on a GPU must make
@@ -77,7 +78,8 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
     candidates = _candidates(session, ours, datalist, speeds) if ours else []
     candidates += _unmeasured([bundle for bundle in trained if bundle not in ours], datalist)
     closing, members = _predictions(session, datalist, {c.name: c.speed for c in candidates}, len(trained))
-    selecting = SELECTION_START + SELECTION_CASE * len(datalist.training) * len(candidates)
+    validating = len(datalist.validation or datalist.training) * sum(c.speed.case for c in candidates)
+    selecting = SELECTION_START + min(SELECTION_CASE * validating, SELECTION_SHARE * session.clock.limit)
     closing += selecting
     room = Room(session.clock.left, len(session.training_slots(len(trained))), closing, max(members.values()))
     folds = len(session.config.folds(datalist))

@@ -12,7 +12,7 @@ from autoseg.bundles.marks import bundle_weights
 from autoseg.datalist import case_id, find_images, unreadable
 from autoseg.datalist.formats import IMAGE_ENDINGS
 from autoseg.engine.combination import Combination
-from autoseg.ensemble.doubt import DoubtRule, doubts
+from autoseg.ensemble.doubt import DEFINITION, DoubtRule, doubts
 from autoseg.errors import Fault, InputError, one_line
 from autoseg.evaluation import Evaluation, evaluate_pairs, write_evaluation
 from autoseg.pipeline.inputs import case_digests, fingerprint, made_from
@@ -126,7 +126,7 @@ def doubt_predictions(session: Session, workspace: Workspace, made: Made, target
     Returns the ids of the cases to look at, which are said; nothing where no rule could be learned.
     """
     plain = read_json(workspace.ensemble_json).get("doubt")
-    if not plain or not made.expected:
+    if not plain or plain.get("definition") != DEFINITION or not made.expected:
         target.doubt_json.unlink(missing_ok=True)
         return ()
     rule = restored(DoubtRule, plain, workspace.ensemble_json)

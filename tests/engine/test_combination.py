@@ -44,6 +44,12 @@ def test_corners_do_not_join(labels: np.ndarray) -> None:
     assert np.count_nonzero(post_processed(labels, {1: PostProcessing(largest=True)}, 1.0) == 1) == 123
 
 
+def test_holes_of_a_picture_are_filled() -> None:
+    labels = np.zeros((9, 9, 1), np.uint8)
+    labels[2:7, 2:7], labels[4, 4] = 1, 0
+    assert np.count_nonzero(post_processed(labels, {1: PostProcessing(fill=True)}, 1.0)) == 25
+
+
 def test_there_and_back() -> None:
     given = Combination("mean", {"a_0": 0.5}, 1.3, {2: PostProcessing(fill=True, smallest_mm3=3.5)})
     plain = to_plain(given)

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
 from autoseg.bundles.marks import out_of_fold_file
+from autoseg.engine.classes import Classes
 from autoseg.engine.combination import PostProcessing
 from autoseg.engine.out_of_fold import OutOfFold
 from autoseg.ensemble import calibration
@@ -23,6 +25,7 @@ from autoseg.ensemble.methods import BEST_FAMILY, GREEDY, Methods, Network, nest
 from autoseg.ensemble.selecting import Selection, select
 from autoseg.errors import NoResultError
 from autoseg.evaluation import Scored
+from autoseg.evaluation.regions import bits_of_channels, bits_of_labels
 from autoseg.workspace import read_json, restored, write_json
 
 SHAPE, CASES, FOLDS = (14, 14, 6), 16, 2
@@ -130,7 +133,7 @@ def test_a_case_is_judged_by_a_choice_that_has_not_seen_it(tmp_path: Path) -> No
         seen.append(tuple(cases))
         return {"a_0": 1.0}
 
-    assert set(nested(answers, methods, way)) == set(FOLD)
+    assert set(nested(answers, methods, way)[1]) == set(FOLD)
     judged = [case for others, own in parts(answers) for case in own]
     assert sorted(judged) == sorted(FOLD)
     for cases, (others, own) in zip(seen, parts(answers), strict=True):
@@ -148,7 +151,7 @@ def test_a_choice_by_chance_is_not_praised(tmp_path: Path) -> None:
         singles = answers.scores([methods.shares(dict.fromkeys((f"{f}_0", f"{f}_1"), 1.0)) for f in "abcdef"])
         best = answers.scores([methods.shares(way(answers.cases))])[0]
         fitted.append(np.mean([list(row.values()) for row in best.values()]))
-        honest.append(np.mean([list(row.values()) for row in nested(answers, methods, way).values()]))
+        honest.append(np.mean([list(row.values()) for row in nested(answers, methods, way)[1].values()]))
         assert fitted[-1] >= max(np.mean([list(row.values()) for row in one.values()]) for one in singles) - 1e-9
     assert np.mean(honest) < np.mean(fitted)
 
@@ -168,6 +171,8 @@ def test_members_that_are_given_stay(tmp_path: Path) -> None:
     found = select(answers, Methods(answers, networks(answers), 5), given, "Mine")
     assert (found.method, found.weights) == ("Mine", {"worse_0": 0.5, "a_1": 0.5})
     assert {one.method for one in found.candidates} == {BEST_FAMILY, "Mine"} and found.chosen.gain[2] < 0
+    with pytest.raises(NoResultError, match="b_0"):
+        select(answers, Methods(answers, networks(answers), 5), {"b_0": 1.0, "a_1": 1.0}, "Mine")
 
 
 @pytest.mark.parametrize("scale", [0.4, 1.0, 3.0])
@@ -194,8 +199,31 @@ def test_post_processing_only_where_it_gains(tmp_path: Path) -> None:
     assert np.mean(list(rows.values())) == pytest.approx(found.mean_dice, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("regions", "said", "wanted"),
+    [
+        (((1, 2), (2,)), (0.9, 0.8), 0b11),
+        (((1, 2), (2,)), (0.3, 0.8), 0b11),  # what lies within lies in what holds it
+        (((1, 2), (2,)), (0.9, 0.4), 0b01),
+        (((1, 2, 3), (1,), (2,)), (0.9, 0.8, 0.7), 0b011),  # of two beside each other the likelier
+        (((1, 2), (2, 3)), (0.3, 0.8), 0b10),  # no label map holds these: each by itself
+        (((1, 2), (2, 3)), (0.2, 0.3), 0b00),
+    ],
+)
+def test_regions_are_decided_as_a_prediction_is(
+    regions: tuple[tuple[int, ...], ...], said: tuple[float, ...], wanted: int, tmp_path: Path
+) -> None:
+    scored = Scored(dict.fromkeys(range(1, len(regions) + 1), ""), regions)
+    answers = Answers({}, {}, scored, math.inf)
+    p = np.asarray(said, np.float32).reshape(-1, 1, 1, 1)
+    assert answers.decided(p).item() == wanted
+    classes = Classes((0, 1, 2, 3), regions)
+    decided = classes.decide(torch.from_numpy(p))
+    held = bits_of_channels(decided) if classes.in_channels else bits_of_labels(decided, regions)
+    assert held.item() == wanted
+
+
 def test_regions(tmp_path: Path) -> None:
-    """Nested regions: the inner one is part of the outer one, whatever the outer one's probability."""
     scored = Scored({1: "whole", 2: "core"}, ((1, 2), (2,)))
     for case, fold in FOLD.items():
         labels = truth(int(case[-2:]))
@@ -207,6 +235,42 @@ def test_regions(tmp_path: Path) -> None:
     found = select(answers, Methods(answers, networks(answers), 5))
     assert found.mean_dice == 1.0 and not found.post_processing
     assert {row["label"] for row in found.rows} == {1, 2} and found.temperature < 1
+
+
+def test_a_case_of_which_nothing_is_said_and_a_label_that_is_nowhere(tmp_path: Path) -> None:
+    answers = write(tmp_path, {"a": alike(1.0)})
+    nothing = np.zeros((2, 0, 0, 0), np.float16)
+    for case, total in (("case_00", {1: 40, 2: 9}), ("case_01", {1: 0, 2: 0})):
+        empty = OutOfFold(nothing, (0, 0, 0), np.zeros((0, 0, 0), np.uint8), total, 1.0)
+        empty.save(answers.files[case]["a"])
+    again = Answers({"a": {0: tmp_path / "a_0", 1: tmp_path / "a_1"}}, FOLD, LABELS, math.inf)
+    found = select(again, Methods(again, networks(again), 5))
+    rows = {(row["case"], row["label"]): row for row in found.rows}
+    assert rows["case_00", 1]["dice"] == 0 and math.isnan(rows["case_01", 1]["dice"])
+    assert rows["case_00", 1]["expected"] is None and rows["case_01", 2]["expected"] is None
+
+
+def test_a_family_with_few_cases_and_a_damaged_file(tmp_path: Path) -> None:
+    answers = write(tmp_path, {"a": alike(3.0), "b": alike(3.0)})
+    for case in list(answers.files)[:9]:
+        answers.files[case]["b"].unlink()
+    answers.files["case_04"]["a"].write_bytes(b"PK torn")
+    bundles = {f: {n: tmp_path / f"{f}_{n}" for n in range(2)} for f in "ab"}
+    again = Answers(bundles, FOLD, LABELS, math.inf)
+    assert again.families == ("a",) and set(again.cases) == set(FOLD) - {"case_04"}
+
+
+def test_what_is_found_by_the_deadline_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = write(tmp_path, {"a": alike(3.0)}, extra=True)
+    whole = select(answers, Methods(answers, networks(answers), 5))
+
+    def late(*_: object) -> None:
+        raise NoResultError("no time")
+
+    monkeypatch.setattr("autoseg.ensemble.selecting.Rules", late)
+    found = select(answers, Methods(answers, networks(answers), 5))
+    assert found.candidates == whole.candidates and found.weights == whole.weights
+    assert not found.post_processing and found.temperature == 1.0 and not found.rows
 
 
 def test_too_few_cases_and_no_time(tmp_path: Path) -> None:

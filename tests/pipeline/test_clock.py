@@ -11,8 +11,8 @@ import pytest
 from autoseg.config import RunConfig
 from autoseg.errors import NoResultError
 from autoseg.pipeline import clock as clock_module
+from autoseg.pipeline.choosing import in_time
 from autoseg.pipeline.clock import Clock, Deadlines, seconds_spent
-from autoseg.pipeline.predicting import in_time
 from autoseg.pipeline.session import open_session
 from autoseg.records import Job, LeaderboardEntry
 from autoseg.workspace import read_json, write_json
