@@ -33,7 +33,7 @@ lint: $(STAMP)
 	@$(BIN)/mypy --strict autoseg
 
 test: lint
-	@$(ONE_THREAD) $(BIN)/pytest -q -n $(WORKERS) --durations=25
+	@$(ONE_THREAD) $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup --durations=25
 
 slow: $(STAMP)
 	@$(ONE_THREAD) $(BIN)/pytest -q -m slow

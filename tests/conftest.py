@@ -19,6 +19,16 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share what a module, or a family, has trained go to one worker, which so trains it once."""
+    for item in items:
+        family = getattr(getattr(item, "callspec", None), "params", {}).get("family_bundle")
+        fixtures = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+        shared = any(definitions[-1].scope == "module" for definitions in fixtures.values())
+        if family or shared:
+            item.add_marker(pytest.mark.xdist_group(family or item.path.stem))
+
+
 @pytest.fixture
 def odd_path(tmp_path: Path) -> Path:
     """An empty folder whose name has a space and letters beyond ASCII."""

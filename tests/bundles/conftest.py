@@ -20,6 +20,7 @@ FAMILIES = sorted(available_templates())
 # what of these a family knows is set: small enough to learn something in seconds
 SMALL = {"init_filters": 8, "blocks_down": [1, 1, 1], "dsdepth": 1, "num_images_per_batch": 2, "num_iterations": 45}
 SMALL |= {"overlap": 0.25, "feature_size": 12, "depths": [1, 1, 1, 1]}
+SLOW = {"swinunetr": {"num_images_per_batch": 1, "num_iterations": 30}}  # its steps take ten times as long
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +54,7 @@ def family_bundle(request: pytest.FixtureRequest, awkward_data: Path, tmp_path_f
         num_fold=2,
         algos=[request.param],
         allow_skip=False,
-        settings={key: value for key, value in SMALL.items() if key in known},
+        settings={key: value for key, value in {**SMALL, **SLOW.get(request.param, {})}.items() if key in known},
     )
     root = generate(config)[0]
     Trainer(Bundle.load(root)).run()
