@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
 
 def choose(spec: dict[str, Any]) -> None:
     """Choose as the spec asks and write its results file."""
-    from autoseg.ensemble.answers import Answers
+    from autoseg.ensemble.answers import Answers, NoTimeError
     from autoseg.ensemble.methods import Methods, Network
     from autoseg.ensemble.selecting import select
     from autoseg.evaluation import Scored
@@ -78,7 +78,7 @@ def choose(spec: dict[str, Any]) -> None:
         found: Any = select(answers, methods, spec.get("given"), spec.get("method") or "")
     except NoResultError as error:  # which is an answer, too
         logger.warning("%s", error)
-        found = {"reason": str(error)}
+        found = {"reason": str(error), "no_time": isinstance(error, NoTimeError)}
     write_json(spec["results"], found)
 
 

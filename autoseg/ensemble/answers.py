@@ -31,6 +31,10 @@ Scores = dict[str, float]  # Dice by label value or number of the region, as tex
 logger = logging.getLogger(__name__)
 
 
+class NoTimeError(NoResultError):
+    """The deadline is over."""
+
+
 class Mixture(NamedTuple):
     """Mixed probabilities of a case in a box, [K, x, y, z] float32 of the foreground, and what is true there."""
 
@@ -44,7 +48,7 @@ class Answers:
     """The files of `families` (bundles by fold), for the cases that all of them have answered.
 
     A family that has answered far fewer cases than another takes no part, a file that cannot be read costs its case.
-    `deadline`: seconds since the epoch, from when on reading raises NoResultError.
+    `deadline`: seconds since the epoch, from when on reading raises NoTimeError.
     """
 
     def __init__(
@@ -85,9 +89,9 @@ class Answers:
         return tuple(round(weights.get(name, 0.0) / total, 6) for name in self.families)
 
     def alive(self, doing: str) -> None:
-        """A sign of life now and then; NoResultError from the deadline on."""
+        """A sign of life now and then; NoTimeError from the deadline on."""
         if time.time() > self.deadline:
-            raise NoResultError("there was no time to choose the ensemble by what its members say out of fold")
+            raise NoTimeError("there was no time")
         if time.monotonic() - self._said > SIGN_SECONDS:
             self._said = time.monotonic()
             logger.info("%s", doing)

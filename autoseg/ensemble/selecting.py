@@ -17,7 +17,7 @@ import numpy as np
 from autoseg.engine.combination import PostProcessing
 from autoseg.engine.out_of_fold import LEAST
 from autoseg.ensemble import calibration
-from autoseg.ensemble.answers import Answers, Mixture, Scores, Shares, by_case, dice, expected, mean_of
+from autoseg.ensemble.answers import Answers, Mixture, NoTimeError, Scores, Shares, by_case, dice, expected, mean_of
 from autoseg.ensemble.clearing import Rules, Trial
 from autoseg.ensemble.methods import BEST_FAMILY, Methods, Part, Weights, nested
 from autoseg.errors import NoResultError
@@ -106,7 +106,7 @@ def select(answers: Answers, methods: Methods, given: Weights | None = None, nam
         rules, gains, scores = finish.post_processing(judged[best.method][1])
         temperature, likelihood = finish.temperature()
         rows = tuple(finish.rows(temperature, rules))
-    except NoResultError:  # no time: the members stand
+    except NoTimeError:  # the members stand
         return plain
     mean = round(mean_of(scores, answers.cases), 6)
     return replace(

@@ -68,6 +68,9 @@ def pick_members(
         if given is None:
             unheard = {entry.algo for entry in fit} - set(found.families)
             left_out += [(name, "too few probabilities of its validation cases are kept") for name in sorted(unheard)]
+        else:
+            trimmed = [entry.name for entry in given if entry.name not in found.weights]
+            left_out += [(name, "the limit on prediction time leaves no time for it") for name in trimmed]
     else:
         if given is None:
             given = choose_members(leaderboard, n_best=config.n_best, unvalidated_ok=unvalidated_ok)[0]
@@ -238,7 +241,8 @@ def _selected(session: Session, datalist: Datalist, asked: _Question, planned: P
     if "reason" not in plain:
         return restored(Selection, plain, result)
     session.stage(f"the ensemble is not chosen out of fold: {plain['reason']}")
-    result.unlink(missing_ok=True)  # another time there may be more time
+    if plain.get("no_time"):  # another time there may be more
+        result.unlink()
     return None
 
 

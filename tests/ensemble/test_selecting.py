@@ -19,7 +19,7 @@ from autoseg.engine.classes import Classes
 from autoseg.engine.combination import PostProcessing
 from autoseg.engine.out_of_fold import OutOfFold
 from autoseg.ensemble import calibration
-from autoseg.ensemble.answers import Answers
+from autoseg.ensemble.answers import Answers, NoTimeError
 from autoseg.ensemble.members import ALL, BEST_BY_FOLD, BEST_N
 from autoseg.ensemble.methods import BEST_FAMILY, GREEDY, Methods, Network, nested, parts
 from autoseg.ensemble.selecting import Selection, select
@@ -265,7 +265,7 @@ def test_what_is_found_by_the_deadline_counts(tmp_path: Path, monkeypatch: pytes
     whole = select(answers, Methods(answers, networks(answers), 5))
 
     def late(*_: object) -> None:
-        raise NoResultError("no time")
+        raise NoTimeError("no time")
 
     monkeypatch.setattr("autoseg.ensemble.selecting.Rules", late)
     found = select(answers, Methods(answers, networks(answers), 5))
@@ -282,7 +282,7 @@ def test_too_few_cases_and_no_time(tmp_path: Path) -> None:
         select(few, Methods(few, networks(few), 5))
     late = write(tmp_path, {"a": alike(3.0)})
     late.deadline = 0.0
-    with pytest.raises(NoResultError, match="no time"):
+    with pytest.raises(NoTimeError, match="no time"):
         select(late, Methods(late, networks(late), 5))
 
 

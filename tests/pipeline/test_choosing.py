@@ -142,7 +142,20 @@ def test_too_few_cases_and_none_that_are_kept(make_scene: MakeScene) -> None:
         out_of_fold_file(scene.session.workspace.root / f"a_{case.fold}", case.id).unlink()
     assert scene.pick().members == ("a_0", "a_1") and "selection" not in scene.record
     assert any("too few to choose by" in event.message for event in scene.events)
-    assert not scene.warnings()
+    job = scene.session.workspace.job("select") / "result.json"
+    stamp = job.stat().st_mtime_ns
+    scene.pick()
+    assert job.stat().st_mtime_ns == stamp and not scene.warnings()
+
+
+def test_no_time_is_no_answer_for_the_next_call(make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = make_scene(a=3.0)
+    monkeypatch.setattr(choosing, "LONGEST", -1.0)
+    assert scene.pick().members == ("a_0", "a_1") and "selection" not in scene.record
+    assert any("there was no time" in event.message for event in scene.events)
+    monkeypatch.undo()
+    scene.pick()
+    assert scene.record["selection"]["n_cases"] == CASES
 
 
 def test_what_was_chosen_stays_while_trainings_are_kept(make_scene: MakeScene) -> None:
