@@ -28,9 +28,9 @@ from autoseg.workspace import Workspace, read_json, read_keys, restored, write_j
 
 SEARCH_LEAVES = 400  # steps a training must keep beside a search
 WORTH_MEASURING = 100  # steps: shorter trainings are over before they are forecast
-PREDICTION_START = 8.0  # seconds: of the process that predicts
+PREDICTION_START = 8.0  # seconds: of the process that predicts, where no start has been measured
 # of choosing the ensemble: seconds of its start, share of the seconds that all validation cases take, most of a limit
-SELECTION_START, SELECTION_CASE, SELECTION_SHARE = 2.0, 0.1, 0.05
+SELECTION_START, SELECTION_CASE, SELECTION_SHARE = 2.0, 0.025, 0.05
 SECONDS_A_SCORE = 0.1  # of one core: surface distances of a case
 FOREIGN_START, FOREIGN_CASE = 20.0, 2.0  # seconds of a foreign template's start, of a case: nobody has measured them
 SHARING_GAIN = 1.1  # times as many steps in the same time that trainings side by side on a GPU must make
@@ -222,17 +222,20 @@ def _predictions(
     session: Session, datalist: Datalist, speeds: dict[str, Speed], trainings: int
 ) -> tuple[float, dict[str, float]]:
     """(seconds of what comes after the trainings whatever their number, seconds a member of each family adds)."""
-    seconds, times = prediction_seconds(session, datalist.testing, session.slots(trainings))
+    start = max((speed.start for speed in speeds.values()), default=PREDICTION_START)
+    seconds, times = prediction_seconds(session, datalist.testing, session.slots(trainings), start)
     return seconds + 2.0, {name: times * max(0.0, s.case - SECONDS_A_CASE) for name, s in speeds.items()}
 
 
-def prediction_seconds(session: Session, cases: Sequence[Case], slots: Sequence[Slot]) -> tuple[float, float]:
+def prediction_seconds(
+    session: Session, cases: Sequence[Case], slots: Sequence[Slot], start: float = PREDICTION_START
+) -> tuple[float, float]:
     """(seconds to predict and score cases, their networks apart; how often the seconds of a network and case count).
 
-    `slots`: on which these seconds a case were measured.
+    `slots`: on which these seconds a case were measured; `start`: seconds of the process that predicts.
     """
     cores, labelled = session.devices.cores, len([case for case in cases if case.label])
-    fixed = (PREDICTION_START if cases else 0.0) + SECONDS_A_CASE * len(cases) + SECONDS_A_SCORE * labelled / cores
+    fixed = (start if cases else 0.0) + SECONDS_A_CASE * len(cases) + SECONDS_A_SCORE * labelled / cores
     if session.devices.gpus:
         return fixed, math.ceil(len(cases) / len(session.slots(len(cases))))
     return fixed, len(cases) / (cores / slots[0].cpus) ** THREAD_SCALING
