@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     import torch
 
 CGROUP = Path("/sys/fs/cgroup")
-# Speed of one training step grows about as threads ** 0.67 (SegResNetDS of 16 filters, bf16, batch 2 of 40x56x40:
-# 0.60 s with one thread, 0.38 s with two), so jobs side by side beat one job on all cores.
-THREAD_SCALING = 0.67
+# Speed of one training step grows about as threads ** 0.55 (SegResNetDS of 8 filters, bf16, one patch of 32x48x32: 1.5
+# times as fast with two as with one, the middle of four pairs), so jobs side by side beat one job on all cores.
+THREAD_SCALING = 0.55
 MIN_MEMORY_A_JOB = 3 * 2**30
 SHARED_MEMORY = 0.85  # of a GPU's memory for the jobs side by side on it: the rest is lost between their blocks
 CONTEXT_MEMORY = 768 * 2**20  # bytes that CUDA and its libraries take for every process, unseen by torch's allocator

@@ -11,7 +11,7 @@ from autoseg.planning.plan import BY_USER, Plan
 from autoseg.records import Speed
 
 LEAST_STEPS = 40  # with fewer a network has learned nothing that could be called a result
-FOLD_STEPS, FOLD_SHARE = 300, 0.25  # steps, and share of those planned, that each fold gets before there is another
+FOLD_STEPS, FOLD_SHARE = 300, 0.5  # steps, and share of those planned, that each fold gets before there is another
 CPU_SHARE = 3.0  # times its planned steps, which are few on a CPU, that the first family gets before there is another
 UNKNOWN_STEPS = 10**9  # of a family that cannot be measured
 VALIDATIONS = 1.1  # times the steps' time: validations while training
@@ -143,9 +143,10 @@ def least_seconds(candidates: Sequence[Candidate], room: Room, named: bool, fold
 def choose(candidates: Sequence[Candidate], folds: int, room: Room, *, named: bool, all_folds: bool) -> Choice | None:
     """What to train in the time there is; None where it is too little for anything.
 
-    The first family comes first: as many folds as get their steps each (FOLD_STEPS, FOLD_SHARE). Another family joins,
-    with its planned steps, where the first one has `enough` on all folds; what is left is the first one's. Families
-    that were `named` are all trained, sharing the time; `all_folds`: so are the folds.
+    The first family comes first: as many folds as get their steps each (FOLD_STEPS, FOLD_SHARE), in full rounds over
+    the slots where it is not all of them, for what stands idle would have been steps. Another family joins, with its
+    planned steps, where the first one has `enough` on all folds; what is left is the first one's. Families that were
+    `named` are all trained, sharing the time; `all_folds`: so are the folds.
     """
     if room.seconds < least_seconds(candidates, room, named, folds if all_folds else 1):
         return None
@@ -160,7 +161,8 @@ def choose(candidates: Sequence[Candidate], folds: int, room: Room, *, named: bo
 
     side_by_side = min(folds, max(1, room.slots // len(taken)))
     each = max(FOLD_STEPS, int(FOLD_SHARE * first.steps))
-    asked = [(n, each if n > side_by_side else LEAST_STEPS) for n in range(folds, 0, -1)]
+    full = [n for n in range(folds, 0, -1) if n in (folds, 1) or n % side_by_side == 0]
+    asked = [(n, each if n > side_by_side else LEAST_STEPS) for n in full]
     fitting = [n for n, steps in asked if min(shared(n).steps.values()) >= steps]
     choice = shared(folds if all_folds else fitting[0] if fitting else 1)
     if named or choice.folds < folds:
