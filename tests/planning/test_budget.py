@@ -105,6 +105,13 @@ def test_another_fold_comes_when_all_get_their_steps() -> None:
     assert chosen(1200).steps["segresnet"] >= FOLD_STEPS
 
 
+def test_folds_come_in_full_rounds_over_the_slots_or_all_of_them() -> None:
+    found = [choose([QUICK], 5, room(s), named=False, all_folds=False) for s in range(100, 4000, 20)]
+    assert [n for n, _ in itertools.groupby(one.folds for one in found if one is not None)] == [2, 4, 5]
+    found = [choose([QUICK], 5, room(s, slots=1), named=False, all_folds=False) for s in range(100, 4000, 20)]
+    assert [n for n, _ in itertools.groupby(one.folds for one in found if one is not None)] == [1, 2, 3, 4, 5]
+
+
 def test_more_time_never_means_fewer_steps_for_the_first_family() -> None:
     steps = [chosen(float(seconds)).steps["segresnet"] for seconds in range(1200, 12_000, 600)]
     jumps = [after - before for before, after in itertools.pairwise(steps)]
