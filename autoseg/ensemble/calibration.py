@@ -14,33 +14,38 @@ from autoseg.engine.out_of_fold import LEAST, mask_of
 from autoseg.ensemble.answers import Mixture
 from autoseg.evaluation import Scored
 
-VOXELS = 4000  # of a case, drawn among those where a class or region has LEAST or more
+VOXELS, ALL_VOXELS = 4000, 60_000  # most of a case, of all, among those where a class or region has LEAST or more
 SMALLEST = 1e-6
 RANGE = (0.4, 4.0)  # of temperatures
 BINS = 15  # of the calibration error
 Table = npt.NDArray[np.float64]
 
 
-def drawn(mixture: Mixture, scored: Scored, seed: int = 0) -> tuple[Table, Table]:
-    """(probabilities [voxels, classes, background first, or 2 of a region], ones where these are true)."""
+def drawn(mixture: Mixture, scored: Scored, cases: int = 1, seed: int = 0) -> tuple[Table, Table]:
+    """(probabilities [voxels, classes, background first, or 2 of a region], ones where these are true), of one of so
+    many cases.
+    """
+    most = max(100, min(VOXELS, ALL_VOXELS // cases))
     foreground = mixture.probabilities.reshape(len(mixture.probabilities), -1)
     masks = [mask_of(mixture.reference, key, scored).reshape(-1) for key in sorted(scored.names)]
     truth = np.stack(masks) if masks else np.zeros(foreground.shape, bool)
     generator = np.random.default_rng(seed)
     if scored.regions:
-        pairs = [_some(p, t, generator) for p, t in zip(foreground, truth, strict=True)]
+        pairs = [_some(p, t, generator, most) for p, t in zip(foreground, truth, strict=True)]
         p, t = (np.concatenate(values) for values in zip(*pairs, strict=True))
         return np.stack([1 - p, p], 1), np.stack([~t, t], 1).astype(float)
     place = np.flatnonzero(foreground.max(0, initial=0.0) >= LEAST)
-    place = generator.permutation(place)[:VOXELS]
+    place = generator.permutation(place)[:most]
     p, t = foreground[:, place].T.astype(np.float64), truth[:, place].T
     p, t = np.clip(p, 0, 1), t.astype(float)
     rest = 1 - p.sum(1, keepdims=True)
     return np.hstack([np.clip(rest, 0, 1), p]), np.hstack([1 - t.sum(1, keepdims=True), t])
 
 
-def _some(p: npt.NDArray[np.float32], t: npt.NDArray[np.bool_], generator: np.random.Generator) -> tuple[Table, Table]:
-    place = generator.permutation(np.flatnonzero(p >= LEAST))[:VOXELS]
+def _some(
+    p: npt.NDArray[np.float32], t: npt.NDArray[np.bool_], generator: np.random.Generator, most: int
+) -> tuple[Table, Table]:
+    place = generator.permutation(np.flatnonzero(p >= LEAST))[:most]
     return np.clip(p[place].astype(np.float64), 0, 1), t[place]
 
 

@@ -24,6 +24,7 @@ from autoseg.errors import NoResultError
 from autoseg.evaluation import bootstrap_mean
 
 FEWEST = 8  # cases: fewer choose nothing
+GAIN = 1e-4  # of a label's mean Dice, that post-processing must add
 SURER = 0.002  # of a mean negative log-likelihood, so much better must a temperature make it, relatively
 
 
@@ -102,22 +103,17 @@ def select(answers: Answers, methods: Methods, given: Weights | None = None, nam
         (math.nan, math.nan),
         answers.families,
     )
-    try:
-        rules, gains, scores = finish.post_processing(judged[best.method][1])
+    found = plain
+    try:  # what is found by the deadline counts
         temperature, likelihood = finish.temperature()
-        rows = tuple(finish.rows(temperature, rules))
-    except NoTimeError:  # the members stand
-        return plain
-    mean = round(mean_of(scores, answers.cases), 6)
-    return replace(
-        plain,
-        temperature=temperature,
-        post_processing=rules,
-        mean_dice=mean,
-        likelihood=likelihood,
-        gains=gains,
-        rows=rows,
-    )
+        found = replace(found, temperature=temperature, likelihood=likelihood)
+        found = replace(found, rows=tuple(finish.rows(temperature, {})))
+        rules, gains, scores = finish.post_processing(judged[best.method][1])
+        rows = tuple(finish.rows(temperature, rules)) if rules else found.rows
+        mean = round(mean_of(scores, answers.cases), 6)
+        return replace(found, post_processing=rules, mean_dice=mean, gains=gains, rows=rows)
+    except NoTimeError:
+        return found
 
 
 def _rounded(weights: Weights) -> Weights:
@@ -137,7 +133,9 @@ class _Finish:
         drawn: dict[Shares, dict[str, tuple[calibration.Table, calibration.Table]]] = {}
         for shares in {self.shares: None, **{part.shares: None for part in self.parts}}:
             drawn[shares] = {
-                case: calibration.drawn(self.answers.mixture(case, shares), self.answers.scored)
+                case: calibration.drawn(
+                    self.answers.mixture(case, shares), self.answers.scored, len(self.answers.cases)
+                )
                 for case in self.answers.cases
             }
         before, after = [], []
@@ -178,7 +176,7 @@ class _Finish:
                 by = trial.best(label, rules.of(label, part.others), part.others)
                 changed += trial.gains(label, by, part.judged)
                 found |= {case: trial.dice[label][case][by] for case in part.judged}
-            if rule is not None and fmean(changed) > 0:
+            if rule is not None and fmean(changed) >= GAIN:
                 kept[label], gains[label] = rule, round(fmean(changed), 6)
                 for case, value in found.items():
                     scores[case][str(label)] = value

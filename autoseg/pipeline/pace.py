@@ -30,7 +30,7 @@ SEARCH_LEAVES = 400  # steps a training must keep beside a search
 WORTH_MEASURING = 100  # steps: shorter trainings are over before they are forecast
 PREDICTION_START = 8.0  # seconds: of the process that predicts, where no start has been measured
 # of choosing the ensemble: seconds of its start, share of the seconds that all validation cases take, most of a limit
-SELECTION_START, SELECTION_CASE, SELECTION_SHARE = 2.0, 0.025, 0.05
+SELECTION_START, SELECTION_CASE, SELECTION_SHARE = 2.0, 0.06, 0.03
 SECONDS_A_SCORE = 0.1  # of one core: surface distances of a case
 FOREIGN_START, FOREIGN_CASE = 20.0, 2.0  # seconds of a foreign template's start, of a case: nobody has measured them
 SHARING_GAIN = 1.1  # times as many steps in the same time that trainings side by side on a GPU must make

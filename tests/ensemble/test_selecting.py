@@ -270,7 +270,7 @@ def test_what_is_found_by_the_deadline_counts(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("autoseg.ensemble.selecting.Rules", late)
     found = select(answers, Methods(answers, networks(answers), 5))
     assert found.candidates == whole.candidates and found.weights == whole.weights
-    assert not found.post_processing and found.temperature == 1.0 and not found.rows
+    assert not found.post_processing and found.temperature == whole.temperature and found.rows
 
 
 def test_too_few_cases_and_no_time(tmp_path: Path) -> None:
