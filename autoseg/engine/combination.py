@@ -60,11 +60,17 @@ class Combination:
         return cls(str(plain.get("mode", "mean")), weights, float(plain.get("temperature") or 1.0), done)
 
 
+def box_of(mask: Mask) -> tuple[slice, ...] | None:
+    """The box around what is true of a mask; None where nothing is, which a mask without a voxel may be, too."""
+    found: list[tuple[slice, ...]] = ndimage.find_objects(mask.astype(np.uint8)) if mask.size else []
+    return found[0] if found else None
+
+
 def post_processed(labels: npt.NDArray[Any], rules: Mapping[int, PostProcessing], voxel: float) -> npt.NDArray[Any]:
     """A label map [X, Y, Z] after the rules, each label in its turn; `voxel`: volume of one in mm3."""
     for value, rule in rules.items():
         mask = labels == value
-        place = next(iter(ndimage.find_objects(mask.astype(np.uint8))), None)
+        place = box_of(mask)
         if place is None:
             continue
         inside = labels[place]  # holes lie within the box of the mask

@@ -1,4 +1,4 @@
-"""MONAI without optional packages that no job of ours needs: loading them takes half of a process's start.
+"""MONAI without optional packages that no job of ours needs: loading them takes up to half of a process's start.
 
 For processes of our own: whoever imports autoseg into theirs gets MONAI as it is. What MONAI makes of these packages
 (its ignite handlers and engines, plots, UltrasoundConfidenceMap) says there that they are missing; they themselves can

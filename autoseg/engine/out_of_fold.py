@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from autoseg.errors import Fault, InputError, one_line
 from autoseg.evaluation import Scored
-from autoseg.evaluation.regions import region
 from autoseg.workspace import atomic_file
 
 if TYPE_CHECKING:
@@ -109,16 +108,10 @@ class Collector:
             place = _place(np.subtract(corner, low), block.shape[1:])
             whole[:, place[0], place[1], place[2]] = block
         place = _place(low, size)
-        voxels = {key: int(np.count_nonzero(mask_of(reference, key, scored))) for key in scored.names}
+        voxels = {key: int(np.count_nonzero(scored.mask(reference, key))) for key in scored.names}
         volume = float(np.prod([float(side) for side in spacing]))
         start = (int(low[0]), int(low[1]), int(low[2]))
         return OutOfFold(whole, start, np.ascontiguousarray(reference[place]), voxels, volume)
-
-
-def mask_of(data: npt.NDArray[Any], key: int, scored: Scored) -> npt.NDArray[np.bool_]:
-    """Where a label value, or the region of that number, lies in what `scored` reads."""
-    mask: npt.NDArray[np.bool_] = region(data, key) > 0 if scored.regions else data == key
-    return mask
 
 
 def _place(corner: npt.ArrayLike, size: Sequence[int] | npt.NDArray[Any]) -> tuple[slice, ...]:

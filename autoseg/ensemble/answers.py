@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoseg.bundles.marks import out_of_fold_file
-from autoseg.engine.out_of_fold import LEAST, NOTHING, OutOfFold, mask_of, together
+from autoseg.engine.out_of_fold import LEAST, NOTHING, OutOfFold, together
 from autoseg.errors import InputError, NoResultError
 from autoseg.evaluation import Scored, mean_dice, nesting
 from autoseg.evaluation.regions import Nesting, bits_of_channels, bits_of_values
@@ -166,9 +166,9 @@ def dice(mixture: Mixture, decided: npt.NDArray[Any], scored: Scored) -> Scores:
     """Dice by label of what is decided in the box: NaN where neither it nor the reference has the label."""
     found = {}
     for key in sorted(scored.names):
-        mask = mask_of(decided, key, scored)
+        mask = scored.mask(decided, key)
         total = int(np.count_nonzero(mask)) + mixture.total[key]
-        inside = int(np.count_nonzero(mask & mask_of(mixture.reference, key, scored)))
+        inside = int(np.count_nonzero(mask & scored.mask(mixture.reference, key)))
         found[str(key)] = 2.0 * inside / total if total else math.nan
     return found
 
@@ -177,7 +177,7 @@ def expected(mixture: Mixture, decided: npt.NDArray[Any], scored: Scored) -> dic
     """What the probabilities expect of the Dice, as `autoseg.engine.expected` does."""
     found: dict[str, float | None] = {}
     for key, probabilities in zip(sorted(scored.names), mixture.probabilities, strict=True):
-        mask = mask_of(decided, key, scored)
+        mask = scored.mask(decided, key)
         size = int(np.count_nonzero(mask))
         total = float(probabilities[probabilities >= LEAST].sum(dtype=np.float64))
         inside = float(probabilities[mask].sum(dtype=np.float64))

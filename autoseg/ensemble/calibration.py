@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
-from autoseg.engine.out_of_fold import LEAST, mask_of
+from autoseg.engine.out_of_fold import LEAST
 from autoseg.ensemble.answers import Mixture
 from autoseg.evaluation import Scored
 
@@ -27,7 +27,7 @@ def drawn(mixture: Mixture, scored: Scored, cases: int = 1, seed: int = 0) -> tu
     """
     most = max(100, min(VOXELS, ALL_VOXELS // cases))
     foreground = mixture.probabilities.reshape(len(mixture.probabilities), -1)
-    masks = [mask_of(mixture.reference, key, scored).reshape(-1) for key in sorted(scored.names)]
+    masks = [scored.mask(mixture.reference, key).reshape(-1) for key in sorted(scored.names)]
     truth = np.stack(masks) if masks else np.zeros(foreground.shape, bool)
     generator = np.random.default_rng(seed)
     if scored.regions:

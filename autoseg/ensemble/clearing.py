@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from autoseg.engine.combination import PostProcessing
+from autoseg.engine.combination import PostProcessing, box_of
 from autoseg.ensemble.answers import Answers, Mixture, Shares
 from autoseg.evaluation import bootstrap_mean
 
@@ -75,7 +75,7 @@ class Trial:
 def _tried(mixture: Mixture, decided: npt.NDArray[Any], label: int, rules: Iterable[PostProcessing]) -> Tried:
     """Dice without and with each rule: NaN where neither prediction nor reference has the label."""
     mask = decided == label
-    place: Any = next(iter(ndimage.find_objects(mask.astype(np.uint8))), None) if mask.size else None
+    place = box_of(mask)
     if place is None:
         return dict.fromkeys((None, *rules), 0.0 if mixture.total[label] else math.nan)
     mask, free, reference = mask[place], decided[place] == 0, mixture.reference[place] == label

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from autoseg.engine.combination import PostProcessing
+from autoseg.engine.combination import PostProcessing, post_processed
 from autoseg.engine.out_of_fold import LEAST
 from autoseg.ensemble import calibration
 from autoseg.ensemble.answers import Answers, Mixture, NoTimeError, Scores, Shares, by_case, dice, expected, mean_of
@@ -92,7 +92,7 @@ def select(answers: Answers, methods: Methods, given: Weights | None = None, nam
         candidates.append(Candidate(key, _rounded(weights), mean, rounded, round(methods.cost(weights), 3)))
     best = candidates[-1] if given is not None else max(candidates, key=lambda one: one.mean_dice)
     finish = _Finish(answers, methods.shares(best.members), judged[best.method][0])
-    plain = Selection(
+    found = Selection(
         best.method,
         best.members,
         1.0,
@@ -103,7 +103,6 @@ def select(answers: Answers, methods: Methods, given: Weights | None = None, nam
         (math.nan, math.nan),
         answers.families,
     )
-    found = plain
     try:  # what is found by the deadline counts
         temperature, likelihood = finish.temperature()
         found = replace(found, temperature=temperature, likelihood=likelihood)
@@ -127,11 +126,12 @@ class _Finish:
 
     def __init__(self, answers: Answers, shares: Shares, parts: Sequence[Part]):
         self.answers, self.shares, self.parts = answers, shares, parts
+        self.all_shares = list(dict.fromkeys([shares, *(part.shares for part in parts)]))
 
     def temperature(self) -> tuple[float, tuple[float, float]]:
         """(the temperature, or 1 where it makes cases that it was not fitted on no likelier; likelihoods, nested)."""
         drawn: dict[Shares, dict[str, tuple[calibration.Table, calibration.Table]]] = {}
-        for shares in {self.shares: None, **{part.shares: None for part in self.parts}}:
+        for shares in self.all_shares:
             drawn[shares] = {
                 case: calibration.drawn(
                     self.answers.mixture(case, shares), self.answers.scored, len(self.answers.cases)
@@ -165,8 +165,7 @@ class _Finish:
             return kept, gains, scores
         rules, known = Rules(self.answers), [self.answers.cases, *(part.others for part in self.parts)]
         every = {label: {rule for cases in known for rule in rules.of(label, cases)} for label in self.answers.keys}
-        shares = dict.fromkeys([self.shares, *(part.shares for part in self.parts)])
-        trials = {one: Trial(self.answers, one, every) for one in shares}
+        trials = {shares: Trial(self.answers, shares, every) for shares in self.all_shares}
         for label in self.answers.keys:
             rule = trials[self.shares].best(label, rules.of(label, self.answers.cases), self.answers.cases)
             found: dict[str, float] = {}
@@ -190,10 +189,7 @@ class _Finish:
             decided = self.answers.decided(mixture.probabilities)
             mixture = at_temperature(mixture, temperature, bool(self.answers.scored.regions))
             hoped = expected(mixture, decided, self.answers.scored)
-            for value, rule in rules.items():
-                mask = rule(decided == value, decided == 0, mixture.voxel)
-                decided[(decided == value) & ~mask] = 0
-                decided[mask] = value
+            decided = post_processed(decided, rules, mixture.voxel)
             for key, reached in dice(mixture, decided, self.answers.scored).items():
                 found.append({"case": case, "label": int(key), "dice": reached, "expected": hoped[key]})
         return found

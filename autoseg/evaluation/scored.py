@@ -33,6 +33,11 @@ class Scored:
         bits = int(np.bitwise_or.reduce(data, axis=None))
         return frozenset(k for k in range(1, len(self.regions) + 1) if bits >> (k - 1) & 1)
 
+    def mask(self, data: npt.NDArray[Any], key: int) -> npt.NDArray[np.bool_]:
+        """Where a label, or the region of that number, lies in what `read` gave."""
+        mask: npt.NDArray[np.bool_] = region(data, key) > 0 if self.regions else data == key
+        return mask
+
     def dice(self, prediction: npt.NDArray[Any], reference: npt.NDArray[Any]) -> dict[str, float]:
         """Dice by label or region, of arrays as `read` gives them."""
         if not self.regions:

@@ -20,7 +20,7 @@ from autoseg.errors import InputError, NoResultError
 from autoseg.pipeline import prepare
 from autoseg.pipeline.session import Notify, Session, open_session, silent
 from autoseg.pipeline.watching import cancel, job_log, read_leaderboard, status
-from autoseg.records import Datalist, Event, JobResult, LeaderboardEntry
+from autoseg.records import Case, Datalist, Event, JobResult, LeaderboardEntry
 from autoseg.workspace import Workspace, read_json
 
 if TYPE_CHECKING:
@@ -277,15 +277,7 @@ def _ensemble(
     evaluation = None
     if datalist.testing:
         session.stage(f"prediction: {len(datalist.testing)} testing cases")
-        made = predicting.predict_cases(
-            session,
-            [session.workspace.named_bundle(name) for name in chosen.members],
-            datalist.testing,
-            lambda case: session.workspace.prediction(case.id),
-            "predict",
-            chosen.combination,
-            session.config.uncertainty_maps,
-        )
+        made = predicting.predict_cases(session, predicting.asked_of_testing(session, datalist, chosen))
         predictions, failed = made.predictions, made.failed
         looked = predicting.doubt_predictions(session, session.workspace, made, session.workspace)
         evaluation = predicting.evaluate_testing(session, datalist, predictions)
@@ -334,16 +326,13 @@ def predict(
     target.create()
     combination = predicting.trained_combination(workspace)
     config = load_config(None, check_paths=False, work_dir=str(workspace.root))
+
+    def into(case: Case) -> Path:
+        return target.root / f"{case.id}.nii.gz"
+
+    asked = predicting.Asked(members, cases, into, "predict_new", combination, uncertainty_maps)
     with open_session(config, notify) as session:
-        made = predicting.predict_cases(
-            session,
-            members,
-            cases,
-            lambda case: target.root / f"{case.id}.nii.gz",
-            "predict_new",
-            combination,
-            uncertainty_maps,
-        )
+        made = predicting.predict_cases(session, asked)
         predicting.doubt_predictions(session, workspace, made, target)
     return made.predictions
 

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -80,9 +80,15 @@ def pick_members(
         session.notify(Event("warning", f"{left} stays out of the ensemble: {reason}"))
     if not members:
         raise NoResultError("no trained network is fit for an ensemble")
-    record = _record(session, name, members, left_out, found)
+    combination = Combination(config.ensemble_mode)
+    if found is not None:
+        weights = {member.name: found.weights[member.name] for member in members}
+        combination = replace(
+            combination, weights=weights, temperature=found.temperature, post_processing=found.post_processing
+        )
+    _record(session, name, members, left_out, combination, found)
     session.stage(_said(name, members, found))
-    return Ensemble(tuple(member.name for member in members), Combination.of(record))
+    return Ensemble(tuple(member.name for member in members), combination)
 
 
 def _in_time(
@@ -114,7 +120,7 @@ def keep_members_so_far(session: Session, leaderboard: Sequence[LeaderboardEntry
             return
     members, left_out = choose_members(leaderboard, method, n_best=session.config.n_best, unvalidated_ok=True)
     if members:
-        _record(session, method, members, left_out, None, interim=True)
+        _record(session, method, members, left_out, Combination(session.config.ensemble_mode), interim=True)
 
 
 def standing_ensemble(
@@ -144,27 +150,25 @@ def _record(
     method: str,
     members: Sequence[LeaderboardEntry],
     left_out: Sequence[tuple[str, str]],
-    found: Selection | None,
+    combination: Combination,
+    found: Selection | None = None,
     interim: bool = False,
-) -> dict[str, Any]:
-    """Write ensemble.json, and return what is in it. `interim`: not all trainings have ended."""
+) -> None:
+    """Write ensemble.json. `found`: what chose the members; `interim`: not all trainings have ended."""
     rows = _out_of_fold(session.workspace, members) if found is None or not found.rows else found.rows
     record: dict[str, Any] = {
         **({"interim": True} if interim else {}),
         "method": method,
         "asked": _asked(session),
-        "mode": session.config.ensemble_mode,
+        **vars(combination),
         "members": [member.name for member in members],
         "left_out": [{"name": left, "reason": reason} for left, reason in left_out],
     }
     if found is not None:
-        record |= {"weights": {member.name: found.weights[member.name] for member in members}}
-        record |= {"temperature": found.temperature, "post_processing": found.post_processing}
-        record["selection"] = {key: value for key, value in vars(found).items() if key not in (*record, "rows")}
-        record["selection"]["method"] = found.method
+        told = vars(found).items()
+        record["selection"] = {key: value for key, value in told if key not in (*vars(combination), "rows")}
     record["doubt"] = fit_doubt(rows)
     write_json(session.workspace.ensemble_json, record)
-    return {**record, "post_processing": read_json(session.workspace.ensemble_json).get("post_processing")}
 
 
 def _out_of_fold(workspace: Workspace, members: Sequence[LeaderboardEntry]) -> list[dict[str, Any]]:
@@ -253,7 +257,7 @@ def _spec(session: Session, datalist: Datalist, asked: _Question, planned: Pace 
     kept = [e for e in asked.fit if e.algo in wanted and any(validation_folder(root / e.name).glob("*.npz"))]
     names = list(dict.fromkeys(entry.algo for entry in kept))
     ranks = {entry.name: standing(entry, asked.fit) for entry in asked.fit}
-    ranked = sorted(asked.fit, key=lambda e: -ranks[e.name] if math.isfinite(ranks[e.name]) else 0.0)
+    ranked = _best_first(asked.fit, ranks)
     if not names or (ranked[0].algo not in names and asked.given is None) or (asked.given and wanted - set(names)):
         return None
     taken, seconds = _prediction_times(session, datalist, asked.fit, planned)
@@ -316,10 +320,15 @@ def in_time(
     """
     kept: list[LeaderboardEntry] = []
     left_out: list[tuple[str, str]] = []
-    for member in sorted(members, key=lambda m: -ranks[m.name] if math.isfinite(ranks[m.name]) else 0.0):
+    for member in _best_first(members, ranks):
         seconds -= member_seconds.get(member.algo, 0.0)
         if seconds >= 0 or not kept:
             kept.append(member)
         else:
             left_out.append((member.name, reason))
     return [member for member in members if member in kept], left_out
+
+
+def _best_first(entries: Sequence[LeaderboardEntry], ranks: Mapping[str, float]) -> list[LeaderboardEntry]:
+    """By their ranks; those without one come last."""
+    return sorted(entries, key=lambda entry: -ranks[entry.name] if math.isfinite(ranks[entry.name]) else 0.0)

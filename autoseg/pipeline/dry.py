@@ -23,7 +23,7 @@ from autoseg.pipeline.inputs import (
     several,
 )
 from autoseg.pipeline.pace import among, choice_key, kept_choice
-from autoseg.pipeline.predicting import prediction_jobs
+from autoseg.pipeline.predicting import asked_of_testing, prediction_jobs
 from autoseg.pipeline.searching import begun_without, search_jobs
 from autoseg.pipeline.session import Notify, Session, shadow_session
 from autoseg.pipeline.standing import ANEW, KEPT, RUNS, Outlook, outlook
@@ -212,14 +212,5 @@ def _predictions(session: Session, datalist: Datalist, trainings: Sequence[Outlo
     chosen = standing_ensemble(session, real, board, method)
     if chosen is None:
         return [Outlook("predict", fate, "the ensemble is chosen anew")]
-    members = [real.named_bundle(name) for name in chosen.members]
-    jobs = prediction_jobs(
-        session,
-        members,
-        datalist.testing,
-        lambda case: real.prediction(case.id),
-        "predict",
-        chosen.combination,
-        session.config.uncertainty_maps,
-    )
+    jobs = prediction_jobs(session, asked_of_testing(session, datalist, chosen))
     return [outlook(job, real.job(job.id)) for job, _ in jobs]

@@ -161,7 +161,8 @@ def _held_out(
         label = f"held_out_{number:04d}"
         folder = session.workspace.hpo / "held_out" / f"trial_{number:04d}"
         output = functools.partial(_output, folder)
-        predictions, lost, _ = predicting.predict_cases(session, bundles, split.testing, output, label)
+        asked = predicting.Asked(bundles, split.testing, output, label)
+        predictions, lost, _ = predicting.predict_cases(session, asked)
         failed += lost
         evaluation = predicting.evaluated(session, split, predictions)
         found.append([{**vars(row), "label": str(row.label)} for row in (evaluation.cases if evaluation else ())])

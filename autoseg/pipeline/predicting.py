@@ -15,6 +15,7 @@ from autoseg.engine.combination import Combination
 from autoseg.ensemble.doubt import DEFINITION, DoubtRule, doubts
 from autoseg.errors import Fault, InputError, one_line
 from autoseg.evaluation import Evaluation, evaluate_pairs, write_evaluation
+from autoseg.pipeline.choosing import Ensemble
 from autoseg.pipeline.inputs import case_digests, fingerprint, made_from
 from autoseg.pipeline.session import Session
 from autoseg.pipeline.training import run_jobs
@@ -22,6 +23,20 @@ from autoseg.records import Case, Datalist, Event, Job, JobResult, Resources, Sl
 from autoseg.workspace import Workspace, read_json, read_keys, restored, uncertainty_path, write_json
 
 MOST_NAMED = 5  # cases to look at that are named on the screen
+
+
+class Asked(NamedTuple):
+    """Cases to predict by the ensemble of `bundles`, each into its `output`; `label` begins the names of the jobs.
+
+    Without a `combination` all members count alike; `with_maps`: with maps of doubt.
+    """
+
+    bundles: Sequence[Path]
+    cases: Sequence[Case]
+    output: Callable[[Case], Path]
+    label: str
+    combination: Combination | None = None
+    with_maps: bool = False
 
 
 class Made(NamedTuple):
@@ -37,18 +52,22 @@ def _slots(session: Session, cases: Sequence[Case]) -> tuple[Slot, ...]:
     return session.slots(len(cases)) if session.devices.gpus else session.whole_machine()
 
 
-def prediction_jobs(
-    session: Session,
-    bundles: Sequence[Path],
-    cases: Sequence[Case],
-    output: Callable[[Case], Path],
-    label: str,
-    combination: Combination | None = None,
-    with_maps: bool = False,
-) -> list[tuple[Job, dict[str, Any]]]:
-    """Jobs that predict cases by an ensemble, spread over the slots, each with what its spec.json is to hold."""
+def asked_of_testing(session: Session, datalist: Datalist, ensemble: Ensemble) -> Asked:
+    """The predictions of the testing cases that a run makes."""
     workspace = session.workspace
-    combination = combination or Combination(session.config.ensemble_mode)
+    bundles = [workspace.named_bundle(name) for name in ensemble.members]
+
+    def output(case: Case) -> Path:
+        return workspace.prediction(case.id)
+
+    maps = session.config.uncertainty_maps
+    return Asked(bundles, datalist.testing, output, "predict", ensemble.combination, maps)
+
+
+def prediction_jobs(session: Session, asked: Asked) -> list[tuple[Job, dict[str, Any]]]:
+    """Jobs that predict what is asked, spread over the slots, each with what its spec.json is to hold."""
+    workspace, (bundles, cases, output, label, given, with_maps) = session.workspace, asked
+    combination = given or Combination(session.config.ensemble_mode)
     slots = _slots(session, cases)
     shards = [list(cases[i :: len(slots)]) for i in range(min(len(slots), len(cases)))]
     jobs = []
@@ -68,8 +87,9 @@ def prediction_jobs(
         files = [output(case) for case in shard]
         maps = [uncertainty_path(path) for path in files] if with_maps else []
         weights = {os.path.relpath(b, workspace.root): bundle_weights(b).stat().st_mtime_ns for b in bundles}
-        how = {key: value for key, value in to_plain(combination).items() if value != getattr(Combination, key, {})}
-        how = {"mode": combination.mode, **how, "outputs": fingerprint({"outputs": spec["outputs"]})}
+        usual = to_plain(Combination())
+        how = {key: value for key, value in to_plain(combination).items() if key == "mode" or value != usual[key]}
+        how["outputs"] = fingerprint({"outputs": spec["outputs"]})
         if maps:  # else those of an earlier ensemble would pass for this one's
             how["uncertainty"] = "true"
         inputs = made_from(members=weights, ensemble=how, testing=case_digests(shard))
@@ -88,22 +108,14 @@ def prediction_jobs(
     return jobs
 
 
-def predict_cases(
-    session: Session,
-    bundles: Sequence[Path],
-    cases: Sequence[Case],
-    output: Callable[[Case], Path],
-    label: str,
-    combination: Combination | None = None,
-    with_maps: bool = False,
-) -> Made:
-    """Predict cases by the ensemble of these bundles; without a `combination` all count alike."""
+def predict_cases(session: Session, asked: Asked) -> Made:
+    """Predict what is asked."""
     jobs = []
-    for job, spec in prediction_jobs(session, bundles, cases, output, label, combination, with_maps):
+    for job, spec in prediction_jobs(session, asked):
         Path(job.cwd).mkdir(parents=True, exist_ok=True)
         write_json(Path(job.cwd) / "spec.json", spec)
         jobs.append(job)
-    results = run_jobs(session, jobs, _slots(session, cases))
+    results = run_jobs(session, jobs, _slots(session, asked.cases))
     predictions: dict[str, Path] = {}
     expected: dict[str, dict[str, float | None]] = {}
     left_out: list[str] = []

@@ -127,7 +127,8 @@ def test_members_that_prediction_left_out_are_said_once(tmp_path: Path, monkeypa
     monkeypatch.setattr(predicting, "run_jobs", answer)
     events: list[Event] = []
     with open_session(configure(tmp_path, datalist, ["tinynet"]), events.append) as session:
-        made = predicting.predict_cases(session, (), [case], lambda case: tmp_path / "out.nii.gz", "predict")
+        asked = predicting.Asked((), [case], lambda case: tmp_path / "out.nii.gz", "predict")
+        made = predicting.predict_cases(session, asked)
     assert set(made.predictions) == {case.id}
     assert [event.message for event in events if event.kind == "warning"] == ["tinynet_0 is left out"]
 
