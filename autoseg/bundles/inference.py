@@ -14,9 +14,10 @@ from autoseg.bundles.preprocessing import preprocessing
 from autoseg.evaluation import nesting
 from autoseg.planning.plan import mirrored_outputs, mirrorings
 
-# As the engine computes, for near a tie of classes anything else decides otherwise: in its precision (MONAI's `amp`
-# knows CUDA alone), and probabilities, not logits, are averaged over the windows.
-DTYPE = "$getattr(torch, 'bfloat16' if @precision == 'float16' and @device.type == 'cpu' else @precision)"
+# As the engine computes, for near a tie of classes anything else decides otherwise: in its precision (`compute_dtype`;
+# MONAI's `amp` knows CUDA alone), and probabilities, not logits, are averaged over the windows.
+HALF = "('bfloat16' if getattr(torch.cpu, '_is_avx512_bf16_supported', bool)() else 'float32')"
+DTYPE = f"$getattr(torch, {HALF} if @device.type == 'cpu' and @precision != 'float32' else @precision)"
 AUTOCAST = "torch.autocast(@device.type, @dtype, enabled=@dtype is not torch.float32)"
 
 

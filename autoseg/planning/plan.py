@@ -185,8 +185,10 @@ def _plan_inference(plan: Plan, stats: Statistics, machine: Machine, spacing: Se
     plan.set("overlap", overlap, f"a case holds about {windows:.0f} patches")
     windows_at_once = (4 if machine.kind == "cuda" else 1) * (1 if plan.settings["spatial_dims"] == 3 else 8)
     plan.set("sw_batch_size", windows_at_once, "windows in one pass of the network")
-    precision = "float16" if machine.kind == "cuda" else "bfloat16"
-    plan.set("precision", precision, f"autocast on a {machine.kind}")
+    if machine.kind == "cuda":
+        plan.set("precision", "float16", "autocast on a GPU")
+    else:
+        plan.set("precision", "bfloat16", "autocast on a CPU that has instructions for it; elsewhere float32")
 
 
 def plan_mirroring(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from monai.inferers import sliding_window_inference
 
+from autoseg.engine import precision as of_engine
 from autoseg.engine import streaming
 from autoseg.engine.precision import autocast_for
 from autoseg.engine.streaming import PlaneStore, stream_probabilities, window_starts
@@ -148,13 +149,17 @@ def test_the_first_of_several_outputs_is_taken() -> None:
     assert torch.equal(streamed([Deep()], image), streamed([net], image))
 
 
-def test_bfloat16_is_near_float32() -> None:
+def test_bfloat16_is_near_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_engine, "has_bfloat16", lambda: True)
     net, image = network(0), volume(20, 12, 10)
     full, half = streamed([net], image), streamed([net], image, precision="bfloat16")
     assert 0 < (full - half).abs().max() < 0.05
 
 
-def test_an_overflow_of_half_precision_is_computed_again_and_nan_is_an_error() -> None:
+def test_an_overflow_of_half_precision_is_computed_again_and_nan_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(of_engine, "has_bfloat16", lambda: True)
     net = network(0)
 
     class Overflows(torch.nn.Module):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from autoseg.engine import precision as of_engine
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.rehearsal import measure
 from autoseg.engine.trainer import Hook, Trainer
@@ -121,7 +122,8 @@ def test_every_named_part_trains(make_bundle: MakeBundle, change: dict[str, str]
     assert progress.step == 2
 
 
-def test_bfloat16_on_the_cpu(make_bundle: MakeBundle) -> None:
+def test_bfloat16_on_the_cpu(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_engine, "has_bfloat16", lambda: True)
     assert Trainer(Bundle.load(make_bundle(num_iterations=2, precision="float16"))).run().step == 2
 
 
