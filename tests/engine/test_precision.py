@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+from typing import Any
+
 import pytest
 import torch
 
@@ -42,6 +46,44 @@ def test_names_and_devices() -> None:
     assert compute_dtype("bfloat16", torch.device("mps")) is torch.float32
     with autocast_for("float32", CPU):
         assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("shape", [(8, 12, 16), (2, 4, 4), (1, 3, 5), (32, 48, 32)])
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"bias": False, "groups": 4}, {"padding_mode": "reflect"}])
+def test_onednn_s_convolutions_are_torch_s(shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    """In value and in every gradient; of one patch and of two."""
+    if "padding_mode" in options and 1 in shape:
+        pytest.skip("a reflection needs two voxels")
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv3d(4, 8, 3, padding=1, **options),
+        torch.nn.ConvTranspose3d(8, 8, 2, stride=2),
+        torch.nn.Conv3d(8, 2, 1),
+    )
+    for patches in (1, 2):
+        found = []
+        for context in (contextlib.nullcontext(), autocast_for("float32", CPU)):
+            image = torch.linspace(-1, 1, patches * 4 * math.prod(shape)).view(patches, 4, *shape).requires_grad_()
+            net.zero_grad()
+            with context:
+                output = net(image)
+            output.square().sum().backward()
+            gradients = [parameter.grad for parameter in (image, *net.parameters())]
+            found.append([output.detach(), *(g.clone() for g in gradients if g is not None)])
+        assert len(found[0]) == len(found[1]) == 2 + len(list(net.parameters()))
+        for one, other in zip(*found, strict=True):
+            assert float((one - other).norm()) <= 1e-4 * float(one.norm())
+            assert one.stride() == other.stride()
+
+
+def test_small_convolutions_go_to_onednn() -> None:
+    layouts = []
+    with autocast_for("float32", CPU):
+        for patches, kernel in ((1, 3), (2, 3), (1, 1)):
+            with torch.autograd.profiler.profile() as profile, torch.no_grad():
+                torch.nn.Conv3d(8, 8, kernel)(torch.zeros(patches, 8, 12, 12, 12))
+            layouts.append("aten::slow_conv3d_forward" in {event.name for event in profile.function_events})
+    assert layouts == [False, False, True]
 
 
 def network(kernel: int = 3, stride: int = 2) -> torch.nn.Module:
