@@ -5,9 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-FIRST_GUESS = 0.1  # of the time, for what comes after the last step, until a validation has been timed
+if TYPE_CHECKING:
+    from autoseg.engine.progress import Progress
+
+FIRST_GUESS = 0.1  # of the time, for what comes after the last step, until steps or a validation have been timed
+VALIDATIONS = 10  # where the budget is in steps or seconds, not in epochs
+VALIDATION_SHARE = 0.1  # of a budget in seconds, the last validation apart: fewer of them where they take long
+FORWARD = 1 / 3  # of a step's time: what the network takes without learning
 SCORING = 1.15  # times the windows' share: resampling to the image's grid, Dice, files
 SECONDS_A_CASE = 0.08  # of reading and writing, when a case is scored
 ENDING = 2.0  # seconds: weights, the process's end
@@ -22,33 +28,66 @@ class Budget:
     """
 
     def __init__(self, settings: Mapping[str, Any], steps_per_epoch: int, shapes: Sequence[Sequence[int]]):
-        self.settings, self.shapes = settings, shapes
+        self.settings, self.steps_per_epoch, self.shapes = settings, steps_per_epoch, shapes
         self.steps = budget_steps(settings, steps_per_epoch)
         self.by_time = bool(settings["max_seconds"] or settings["deadline"])
         self.endless = not self.by_time and self.steps is None
 
-    def share(self, step: int, seconds: float, validation_seconds: float | None) -> float:
-        """Share spent, 0 to 1, after `step` steps and `seconds`; `validation_seconds`: of one, where it is known."""
-        total = self.total_seconds(seconds, validation_seconds)
+    def validation_seconds(self, step_seconds: float) -> float:
+        """What a validation may take, by what a step does, until one has been timed."""
+        size, overlap = self.settings["roi_size"], float(self.settings["validation_overlap"])
+        patches = sum(windows(shape, size, overlap) for shape in self.shapes)
+        return FORWARD * step_seconds * patches / int(self.settings["num_images_per_batch"])
+
+    def scores(self, progress: Progress, seconds: float, last: bool) -> bool:
+        """Whether a validation that is due scores the network, `seconds` of training being spent.
+
+        Of a time that is limited such scores take VALIDATION_SHARE at most, the last ones apart. With a deadline there
+        are none at all where they would take more once: the last weights are scored at once, as predictions are.
+        """
+        once = progress.a_validation(seconds, self)
+        if not self.by_time or once is None:
+            return True
+        return (last or progress.validation_seconds <= VALIDATION_SHARE * seconds) and self._has_time(seconds, once)
+
+    def _has_time(self, seconds: float, validation_seconds: float) -> bool:
+        """Whether one validation is a small part of all the time there is until the deadline."""
+        if not self.settings["deadline"]:
+            return True
+        return validation_seconds <= VALIDATION_SHARE * (seconds + self._left())
+
+    def _left(self) -> float:
+        return max(0.0, float(self.settings["deadline"]) - time.time())
+
+    def validation_due(self, progress: Progress, seconds: float) -> bool:
+        """Every num_epochs_per_validation, or a tenth of a budget in steps or seconds, while it is not the end."""
+        if self.settings["num_iterations"] or self.by_time:
+            return self.share(progress, seconds) * VALIDATIONS >= progress.validations + 1
+        return progress.step % (int(self.settings["num_epochs_per_validation"]) * self.steps_per_epoch) == 0
+
+    def share(self, progress: Progress, seconds: float) -> float:
+        """Share spent, 0 to 1, after `seconds` of training."""
+        total = self.total_seconds(progress, seconds)
         by_time = (seconds / total if total > 0 else 1.0) if total is not None else 0.0
-        by_steps = step / self.steps if self.steps else 0.0
+        by_steps = progress.step / self.steps if self.steps else 0.0
         return min(1.0, max(by_time, by_steps))
 
-    def total_seconds(self, seconds: float, validation_seconds: float | None) -> float | None:
+    def total_seconds(self, progress: Progress, seconds: float) -> float | None:
         """Seconds of training at its end, if `seconds` are spent now; None where no time is given."""
         limits = [float(self.settings["max_seconds"])] if self.settings["max_seconds"] else []
         if self.settings["deadline"]:
-            left = max(0.0, float(self.settings["deadline"]) - time.time())
-            limits.append(seconds + max(0.0, left - self._closing(seconds + left, validation_seconds)))
+            closing = self._closing(seconds, progress.a_validation(seconds, self))
+            limits.append(seconds + max(0.0, self._left() - closing))
         return min(limits, default=None)
 
-    def _closing(self, total: float, validation_seconds: float | None) -> float:
-        """Seconds of the last validation and of scoring, by what a validation took with its own windows."""
+    def _closing(self, seconds: float, validation_seconds: float | None) -> float:
+        """Seconds of the last validation and of scoring, by what a validation takes with its own windows."""
         if not self.shapes:
             return ENDING
         if validation_seconds is None:
-            return FIRST_GUESS * total
-        return validation_seconds + scoring_seconds(self.settings, validation_seconds, self.shapes) + ENDING
+            return FIRST_GUESS * (seconds + self._left())
+        last = validation_seconds if self._has_time(seconds, validation_seconds) else 0.0
+        return last + scoring_seconds(self.settings, validation_seconds, self.shapes) + ENDING
 
 
 def scoring_seconds(settings: Mapping[str, Any], validation_seconds: float, shapes: Sequence[Sequence[int]]) -> float:

@@ -74,7 +74,9 @@ def train(root: Path, override: Mapping[str, Any]) -> None:
             "parts": progress.parts,
             "roi_size": bundle.settings["roi_size"],
         }
-        score_validation(bundle, facts)
+        mean = score_validation(bundle, facts)
+        if trainer.validation and not progress.scored:
+            trainer.journal.write_history(progress.ended_with(mean))
 
     _scripted(root, work)
 
@@ -118,9 +120,11 @@ def infer(root: Path, image: str, output: str, override: Mapping[str, Any]) -> N
     _scripted(root, work)
 
 
-def score_validation(bundle: Bundle, facts: Mapping[str, Any]) -> None:
-    """scores.json and validation/<case>.nii.gz of the bundle's fold, with its best weights; and <case>.npz, the
-    probabilities around the foreground, as far as `probabilities_gb` lets.
+def score_validation(bundle: Bundle, facts: Mapping[str, Any]) -> float:
+    """Mean Dice of the bundle's fold, with its best weights.
+
+    Writes scores.json, validation/<case>.nii.gz and <case>.npz, the probabilities around the foreground, as far as
+    `probabilities_gb` lets.
 
     In scores.json a row a case and label: Dice, the one that the probabilities expect, and what the setting
     `scored_metrics` names.
@@ -164,6 +168,7 @@ def score_validation(bundle: Bundle, facts: Mapping[str, Any]) -> None:
     found["seconds_a_case"] = round(predicting / max(1, len(scores)), 3)
     write_json(bundle.root / "scores.json", {**found, **facts})
     logger.info("validation at the original geometry: %d cases, mean Dice %.4f", len(scores), mean)
+    return mean
 
 
 def _kept(taken: OutOfFold, path: Path) -> int:

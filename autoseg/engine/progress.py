@@ -6,10 +6,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoseg.planning.patch import halved_patch
 from autoseg.workspace import read_keys, write_json
+
+if TYPE_CHECKING:
+    from autoseg.engine.budget import Budget
+
+
+FIRST_STEPS = 3  # until they tell how long steps take
 
 
 @dataclass
@@ -22,6 +28,7 @@ class Progress:
     best_mean_dice: float = -1.0
     best_step: int = 0
     validations: int = 0
+    scored: int = 0  # those of them that took the time to score the network
     validation_seconds: float = 0.0
     returns: int = 0  # to an earlier checkpoint, because the loss had gone astray
     parts: int = 1  # that a batch is split into, because memory ran out
@@ -29,9 +36,11 @@ class Progress:
     loss: float = math.nan
     history: list[dict[str, Any]] = field(default_factory=list)
 
-    @property
-    def seconds_a_validation(self) -> float | None:
-        return self.validation_seconds / self.validations if self.validations else None
+    def a_validation(self, seconds: float, budget: Budget) -> float | None:
+        """Seconds of a validation, timed, or by what steps take, of which there were `seconds`; None without these."""
+        if self.scored:
+            return self.validation_seconds / self.scored
+        return budget.validation_seconds(seconds / self.step) if self.step >= FIRST_STEPS else None
 
     def go_on_with(self, epoch_steps: int, by_epochs: bool) -> None:
         """An epoch has so many steps from now on. Where epochs are counted, those that are over stay over."""
@@ -52,6 +61,12 @@ class Progress:
                 "best_avg_dice_score_step": self.best_step,
             }
         )
+
+    def ended_with(self, mean_dice: float) -> list[dict[str, Any]]:
+        """The entries of progress.yaml of a training that had no time for a validation, but was scored."""
+        self.best_mean_dice, self.best_step = mean_dice, self.step
+        self.note_validation(mean_dice)
+        return self.history
 
     def leave_less(self, path: Path) -> None:
         """Leave word for the next try of how little memory there is."""

@@ -40,8 +40,6 @@ from autoseg.errors import Fault, InputError, one_line
 
 LOG_SECONDS = 2.0
 RETURN_SEED = 1_000_003  # added to the seed of the patches at each return
-VALIDATIONS = 10  # where the budget is in steps or seconds, not in epochs
-VALIDATION_SHARE = 0.1  # of a budget in seconds, the last validation apart: fewer of them where they take long
 Less = Callable[[Mapping[str, Any]], str | None]
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -116,13 +114,13 @@ class Trainer:
     @property
     def share(self) -> float:
         """Share of the budget spent, 0 to 1: steps or time, whichever is further."""
-        return self.budget.share(self.progress.step, self._seconds(), self.progress.seconds_a_validation)
+        return self.budget.share(self.progress, self._seconds())
 
     def _seconds(self) -> float:
         return self.progress.seconds + time.monotonic() - self._resumed
 
     def run(self) -> Progress:
-        """Train until the budget is spent; returns where it ended. The last validation comes on top."""
+        """Train until the budget is spent; returns where it ended. The last validation, if any, comes on top."""
         self._resumed = time.monotonic()
         self._resume()
         set_track_meta(False)
@@ -138,7 +136,7 @@ class Trainer:
         self._save_weights("model_final.pt")
         if self.ranks.first:
             before(self.checkpoint).unlink(missing_ok=True)
-        if not self.validation:
+        if self.progress.best_mean_dice < 0:  # there was no validation
             self._save_weights("model.pt")
         return self.progress
 
@@ -285,23 +283,27 @@ class Trainer:
             self._log({"warning": message})
 
     def _validation_due(self) -> bool:
-        """At the end always; else every num_epochs_per_validation, or a tenth of a budget in steps or seconds."""
-        if self.share >= 1.0 or self.stop:
-            return True
-        if self.budget.by_time and self.progress.validation_seconds > VALIDATION_SHARE * self._seconds():
-            return False
-        if self.settings["num_iterations"] or self.budget.by_time:
-            return self.share * VALIDATIONS >= self.progress.validations + 1
-        every = int(self.settings["num_epochs_per_validation"]) * self.steps_per_epoch
-        return self.progress.step % every == 0
+        """At the end always; else as the budget has it."""
+        return self.share >= 1.0 or self.stop or self.budget.validation_due(self.progress, self._seconds())
 
     def _validate(self, rate: float) -> None:
+        """Score the network, where that is worth its time, and leave a checkpoint."""
+        seconds, last = self._seconds(), self.share >= 1.0 or self.stop
+        scores = not self.validation or self.budget.scores(self.progress, seconds, last)
         self.progress.validations += 1
-        dice: dict[str, float] = {}
-        mean = math.nan
+        if scores:
+            self._score(rate)
+        else:
+            self._log({"learning_rate": rate, "checkpoint": self.watch.calm})
+        if self.watch.calm:
+            self._save_checkpoint()
+
+    def _score(self, rate: float) -> None:
+        dice, mean = dict[str, float](), math.nan
         if self.validation and self.ranks.first:
             started = time.monotonic()
             dice, mean = self._with_less(self._scores, self.progress.take_smaller_patch)
+            self.progress.scored += 1
             self.progress.validation_seconds += time.monotonic() - started
         if mean > self.progress.best_mean_dice:
             self.progress.best_mean_dice, self.progress.best_step = mean, self.progress.step
@@ -311,8 +313,6 @@ class Trainer:
             hook.on_validation(self, dice, mean)
         self.progress.note_validation(mean)
         self.journal.write_history(self.progress.history)
-        if self.watch.calm:
-            self._save_checkpoint()
         logger.info("step %d: loss %.4f, mean Dice %.4f", self.progress.step, self.progress.loss, mean)
 
     def _scores(self) -> tuple[dict[str, float], float]:
@@ -321,7 +321,7 @@ class Trainer:
 
     def _log(self, values: dict[str, Any]) -> None:
         """A line of metrics.jsonl and TensorBoard's scalars."""
-        total = self.budget.total_seconds(self._seconds(), self.progress.seconds_a_validation)
+        total = self.budget.total_seconds(self.progress, self._seconds())
         line = {
             "step": self.progress.step,
             "num_iterations": self.budget.steps,

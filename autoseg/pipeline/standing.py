@@ -82,7 +82,7 @@ def _reached(job: Job) -> str:
             values = json.loads(line)
         except ValueError:
             continue
-        if isinstance(values, dict) and "mean_dice" in values:
+        if isinstance(values, dict) and ("mean_dice" in values or values.get("checkpoint")):
             last = values
     if not last:
         return ""

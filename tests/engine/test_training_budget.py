@@ -9,14 +9,23 @@ import pytest
 from monai.data.utils import dense_patch_slices
 
 from autoseg.engine import budget as module
-from autoseg.engine.budget import ENDING, SCORING, SECONDS_A_CASE, Budget, windows
+from autoseg.engine.budget import ENDING, SCORING, SECONDS_A_CASE, VALIDATION_SHARE, Budget, windows
+from autoseg.engine.progress import FIRST_STEPS, Progress
 
 WINDOWS = {"overlap": 0.5, "validation_overlap": 0.5, "mirror_axes_inference": [], "roi_size": [10, 10, 1]}
 NONE = {"num_iterations": None, "num_epochs": None, "max_seconds": None, "deadline": None, **WINDOWS}
+NONE["num_images_per_batch"] = 2
 
 
 def budget(cases: int = 4, **limits: Any) -> Budget:
     return Budget({**NONE, **limits}, 10, [(20, 20, 5)] * cases)
+
+
+def after(step: int, validation_seconds: float | None) -> Progress:
+    """A training of so many steps, and of one validation that took so long, if any."""
+    if validation_seconds is None:
+        return Progress(step=step)
+    return Progress(step=step, validations=1, scored=1, validation_seconds=validation_seconds)
 
 
 @pytest.fixture(autouse=True)
@@ -28,24 +37,26 @@ def test_steps_epochs_and_seconds() -> None:
     assert budget().endless
     assert budget(num_epochs=3).steps == 30
     assert budget(num_epochs=3, num_iterations=5).steps == 5
-    assert budget(num_iterations=100, max_seconds=50).share(20, 40.0, None) == 0.8
-    assert budget(num_iterations=100, max_seconds=50).share(90, 40.0, None) == 0.9
-    assert budget(max_seconds=50).share(0, 60.0, None) == 1.0
+    assert budget(num_iterations=100, max_seconds=50).share(after(20, None), 40.0) == 0.8
+    assert budget(num_iterations=100, max_seconds=50).share(after(90, None), 40.0) == 0.9
+    assert budget(max_seconds=50).share(after(0, None), 60.0) == 1.0
 
 
 def test_a_deadline_leaves_time_for_the_last_validation_and_the_scores() -> None:
     found = budget(deadline=12_100.0)
     assert not found.endless and found.by_time
     closing = 5.0 + 5.0 * SCORING + 4 * SECONDS_A_CASE + ENDING
-    assert found.total_seconds(100.0, 5.0) == pytest.approx(200.0 - closing)
-    assert found.share(7, 100.0, 5.0) == pytest.approx(100.0 / (200.0 - closing))
-    assert found.share(7, 100.0, None) == pytest.approx(100.0 / 180.0)  # a tenth is kept until one has been timed
+    assert found.total_seconds(after(0, 5.0), 100.0) == pytest.approx(200.0 - closing)
+    assert found.share(after(7, 5.0), 100.0) == pytest.approx(100.0 / (200.0 - closing))
+    first = after(FIRST_STEPS - 1, None)  # a tenth is kept until steps have been timed
+    assert found.share(first, 100.0) == pytest.approx(100.0 / 180.0)
+    assert after(10, None).a_validation(100.0, found) == pytest.approx(10.0 / 3 * 4 * 45 / 2)  # 4 cases of 45 windows
 
 
 def test_windows_that_overlap_more_or_are_mirrored_take_longer() -> None:
     plain, mirrored = budget(deadline=12_500.0), budget(deadline=12_500.0, mirror_axes_inference=[0])
     dense = budget(deadline=12_500.0, overlap=0.75)
-    totals = [found.total_seconds(0.0, 5.0) or 0.0 for found in (plain, mirrored, dense)]
+    totals = [found.total_seconds(after(0, 5.0), 0.0) or 0.0 for found in (plain, mirrored, dense)]
     assert totals[0] - totals[1] == pytest.approx(5.0 * SCORING)
     assert totals[0] - totals[2] == pytest.approx((36 / 9 - 1) * 5.0 * SCORING)
 
@@ -64,14 +75,34 @@ def test_windows_are_those_of_monai(shape: tuple[int, ...], overlap: float, coun
 
 @pytest.mark.parametrize("seconds", [0.0, 30.0])
 def test_a_deadline_that_is_over_is_the_end(seconds: float) -> None:
-    assert budget(deadline=11_000.0).share(3, seconds, 1.0) == 1.0
+    assert budget(deadline=11_000.0).share(after(3, 1.0), seconds) == 1.0
 
 
 def test_whichever_is_first() -> None:
     both = budget(deadline=12_100.0, max_seconds=120.0, num_iterations=1000)
-    assert both.total_seconds(100.0, 5.0) == 120.0
-    assert both.share(990, 100.0, 5.0) == 0.99
+    assert both.total_seconds(after(0, 5.0), 100.0) == 120.0
+    assert both.share(after(990, 5.0), 100.0) == 0.99
 
 
 def test_without_cases_to_score_all_but_the_end_is_training() -> None:
-    assert budget(cases=0, deadline=time.time() + 100.0).total_seconds(0.0, None) == 100.0 - ENDING
+    assert budget(cases=0, deadline=time.time() + 100.0).total_seconds(after(0, None), 0.0) == 100.0 - ENDING
+
+
+def test_a_validation_that_takes_a_large_part_of_the_time_is_not_made() -> None:
+    """Neither the last one: the last weights are scored at once, and what it would have taken is training."""
+    found = budget(deadline=12_050.0)  # 100 s in all, where 50 are spent
+    quick, slow = after(20, 100.0 * VALIDATION_SHARE), after(20, 101.0 * VALIDATION_SHARE)
+    assert not found.scores(quick, 50.0, last=False) and found.scores(quick, 50.0, last=True)
+    assert not found.scores(slow, 50.0, last=False) and not found.scores(slow, 50.0, last=True)
+    gained = (found.total_seconds(slow, 50.0) or 0.0) - (found.total_seconds(quick, 50.0) or 0.0)
+    assert gained == pytest.approx(10.0 - 0.1 * SCORING)
+    assert budget(max_seconds=100.0).scores(slow, 50.0, last=True)  # which comes on top
+    assert budget(num_iterations=100).scores(slow, 50.0, last=False)
+
+
+def test_validations_take_a_tenth_of_the_time_at_most() -> None:
+    found = budget(max_seconds=1000.0)
+    assert found.scores(after(20, 9.0), 100.0, last=False)
+    assert not found.scores(after(20, 11.0), 100.0, last=False)
+    due = [step for step in range(1, 101) if found.validation_due(Progress(step=step, validations=2), 10.0 * step)]
+    assert due[0] == 30  # checkpoints are left nevertheless
