@@ -46,8 +46,10 @@ class Budget:
         are none at all where they would take more once: the last weights are scored at once, as predictions are.
         """
         once = progress.a_validation(seconds, self)
-        if not self.by_time or once is None:
+        if not self.by_time:
             return True
+        if once is None:
+            return last
         return (last or progress.validation_seconds <= VALIDATION_SHARE * seconds) and self._has_time(seconds, once)
 
     def _has_time(self, seconds: float, validation_seconds: float) -> bool:

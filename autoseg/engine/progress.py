@@ -28,7 +28,8 @@ class Progress:
     best_mean_dice: float = -1.0
     best_step: int = 0
     validations: int = 0
-    scored: int = 0  # those of them that took the time to score the network
+    scored: int = 0  # those of them that took the time to score the network; the last one's step
+    scored_step: int = 0
     validation_seconds: float = 0.0
     returns: int = 0  # to an earlier checkpoint, because the loss had gone astray
     parts: int = 1  # that a batch is split into, because memory ran out
@@ -45,8 +46,8 @@ class Progress:
     def go_on_with(self, epoch_steps: int, by_epochs: bool) -> None:
         """An epoch has so many steps from now on. Where epochs are counted, those that are over stay over."""
         if by_epochs and self.epoch_steps:
-            now = (steps * epoch_steps // self.epoch_steps for steps in (self.step, self.best_step))
-            self.step, self.best_step = now
+            for name in ("step", "best_step", "scored_step"):
+                setattr(self, name, getattr(self, name) * epoch_steps // self.epoch_steps)
         self.epoch_steps = epoch_steps
 
     def note_validation(self, mean_dice: float) -> None:
@@ -63,10 +64,20 @@ class Progress:
         )
 
     def ended_with(self, mean_dice: float) -> list[dict[str, Any]]:
-        """The entries of progress.yaml of a training that had no time for a validation, but was scored."""
+        """The entries of progress.yaml of a training that had no time for its last validation, but was scored."""
         self.best_mean_dice, self.best_step = mean_dice, self.step
         self.note_validation(mean_dice)
         return self.history
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the network as it stands was validated; where it was not at the end, nothing better is known."""
+        return bool(self.scored) and self.scored_step == self.step
+
+    def note_seconds(self, seconds: float) -> None:
+        """A validation at this step took so long."""
+        self.scored, self.scored_step = self.scored + 1, self.step
+        self.validation_seconds += seconds
 
     def leave_less(self, path: Path) -> None:
         """Leave word for the next try of how little memory there is."""

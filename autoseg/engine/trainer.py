@@ -136,7 +136,7 @@ class Trainer:
         self._save_weights("model_final.pt")
         if self.ranks.first:
             before(self.checkpoint).unlink(missing_ok=True)
-        if self.progress.best_mean_dice < 0:  # there was no validation
+        if not self.progress.is_scored:
             self._save_weights("model.pt")
         return self.progress
 
@@ -303,8 +303,7 @@ class Trainer:
         if self.validation and self.ranks.first:
             started = time.monotonic()
             dice, mean = self._with_less(self._scores, self.progress.take_smaller_patch)
-            self.progress.scored += 1
-            self.progress.validation_seconds += time.monotonic() - started
+            self.progress.note_seconds(time.monotonic() - started)
         if mean > self.progress.best_mean_dice:
             self.progress.best_mean_dice, self.progress.best_step = mean, self.progress.step
             self._save_weights("model.pt")

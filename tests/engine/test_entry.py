@@ -6,13 +6,16 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
+import pytest
 import torch
 
 from autoseg.engine import entry
+from autoseg.engine.budget import Budget
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.entry import fold_cases, score_validation
 from autoseg.engine.trainer import Trainer
@@ -86,3 +89,19 @@ def test_scores_are_of_the_validation_fold_alone(make_bundle: MakeBundle) -> Non
     rows = json.loads((root / "scores.json").read_text())["cases"]
     assert {row["case"] for row in rows} == {case.id for case in bundle.cases()[1]}
     assert not {row["case"] for row in rows} & {case.id for case in bundle.cases()[0]}
+
+
+def test_a_training_without_time_for_a_validation_is_scored_by_its_last_weights(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Budget, "_has_time", lambda *_: False)
+    root = make_bundle(num_iterations=20, deadline=time.time() + 600)
+    entry.train(root, {})
+    last, best = (torch.load(root / "models" / f"{name}.pt", weights_only=True) for name in ("model_final", "model"))
+    assert all(torch.equal(best[key], last[key]) for key in last)
+    lines = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
+    validated = [line["step"] for line in lines if "mean_dice" in line]
+    assert validated == []
+    assert [line["step"] for line in lines if line.get("checkpoint")] == list(range(2, 21, 2))
+    (only,) = read_yaml(root / "progress.yaml")
+    assert only["avg_dice_score"] == json.loads((root / "scores.json").read_text())["mean_dice"]
