@@ -50,7 +50,7 @@ def test_a_deadline_leaves_time_for_the_last_validation_and_the_scores() -> None
     assert found.share(after(7, 5.0), 100.0) == pytest.approx(100.0 / (200.0 - closing))
     first = after(FIRST_STEPS - 1, None)  # a tenth is kept until steps have been timed
     assert found.share(first, 100.0) == pytest.approx(100.0 / 180.0)
-    assert after(10, None).a_validation(100.0, found) == pytest.approx(10.0 / 3 * 4 * 45 / 2)  # 4 cases of 45 windows
+    assert after(10, None).a_validation(100.0, found) == pytest.approx(10.0 / 5 * 4 * 45 / 2)  # 4 cases of 45 windows
 
 
 def test_windows_that_overlap_more_or_are_mirrored_take_longer() -> None:
