@@ -17,7 +17,7 @@ from autoseg.records import Speed
 SECONDS = 4.0  # of steps
 WARM = 2  # steps that are not counted: memory is found, kernels are chosen
 MOST_STEPS = 30
-LONG = 2.0  # seconds of a prediction, in which what the first time takes more is nothing
+LONG = 8.0  # seconds of a prediction, in which what the first time takes more is nothing
 SCORING = 0.03  # seconds: writing a case, and its Dice
 
 
