@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autoseg.engine.progress import Progress
 
-FIRST_GUESS = 0.1  # of the time, for what comes after the last step, until steps or a validation have been timed
+FIRST_GUESS = 0.1  # of the time, for what comes after the last step, where windows could not be timed
 VALIDATIONS = 10  # where the budget is in steps or seconds, not in epochs
 VALIDATION_SHARE = 0.1  # of a budget in seconds, the last validation apart: fewer of them where they take long
-FORWARD = 0.2  # of the time of a step: what the network takes without learning (SegResNetDS, one core)
 SCORING = 1.15  # times the windows' share: resampling to the image's grid, Dice, files
 SECONDS_A_CASE = 0.08  # of reading and writing, when a case is scored
+LONG = 8.0  # seconds of a work in which what the first time takes more is little
 ENDING = 2.0  # seconds: weights, the process's end
 
 
@@ -33,36 +34,41 @@ class Budget:
         self.by_time = bool(settings["max_seconds"] or settings["deadline"])
         self.endless = not self.by_time and self.steps is None
 
-    def validation_seconds(self, step_seconds: float) -> float:
-        """What a validation may take, by what a step does, until one has been timed."""
-        size, overlap = self.settings["roi_size"], float(self.settings["validation_overlap"])
-        patches = sum(windows(shape, size, overlap) for shape in self.shapes)
-        return FORWARD * step_seconds * patches / int(self.settings["num_images_per_batch"])
+    def windows(self, cases: int | None = None) -> int:
+        """How many windows a validation of all or of the first cases is."""
+        return windows_of(self.shapes[:cases], self.settings["roi_size"], float(self.settings["validation_overlap"]))
 
     def scores(self, progress: Progress, seconds: float, last: bool) -> bool:
         """Whether a validation that is due scores the network, `seconds` of training being spent.
 
-        Of a time that is limited such scores take VALIDATION_SHARE at most, the last ones apart. With a deadline there
-        are none at all where they would take more once: the last weights are scored at once, as predictions are.
+        Where time is limited none does while those before have taken over VALIDATION_SHARE of it, the last one apart.
+        With a deadline there are none at all where one would take more: the last weights are scored at once, as
+        predictions are.
         """
-        once = progress.a_validation(seconds, self)
-        if not self.by_time:
+        if not self.by_time or not self.shapes:
             return True
-        if once is None:
-            return last
-        return (last or progress.validation_seconds <= VALIDATION_SHARE * seconds) and self._has_time(seconds, once)
+        if not last and progress.validation_seconds > VALIDATION_SHARE * seconds:
+            return False
+        return not self.settings["deadline"] or self._has_time(seconds, progress.a_validation(self.windows()))
 
-    def _has_time(self, seconds: float, validation_seconds: float) -> bool:
-        """Whether one validation is a small part of all the time there is until the deadline."""
-        if not self.settings["deadline"]:
-            return True
+    def _has_time(self, seconds: float, validation_seconds: float | None) -> bool:
+        """Whether one validation is known to be a small part of all the time there is until the deadline."""
+        if validation_seconds is None:
+            return False
         return validation_seconds <= VALIDATION_SHARE * (seconds + self._left())
 
     def _left(self) -> float:
         return max(0.0, float(self.settings["deadline"]) - time.time())
 
+    def must_know_windows(self, progress: Progress, seconds: float) -> bool:
+        """Whether a window is to be timed before the first step: a deadline leaves time for those of the end."""
+        unknown = progress.a_validation(self.windows()) is None
+        return bool(self.settings["deadline"] and self.shapes) and unknown and self.share(progress, seconds) < 1.0
+
     def validation_due(self, progress: Progress, seconds: float) -> bool:
-        """Every num_epochs_per_validation, or a tenth of a budget in steps or seconds, while it is not the end."""
+        """At the end; else every num_epochs_per_validation, or a tenth of a budget in steps or seconds."""
+        if self.share(progress, seconds) >= 1.0:
+            return True
         if self.settings["num_iterations"] or self.by_time:
             return self.share(progress, seconds) * VALIDATIONS >= progress.validations + 1
         return progress.step % (int(self.settings["num_epochs_per_validation"]) * self.steps_per_epoch) == 0
@@ -78,7 +84,7 @@ class Budget:
         """Seconds of training at its end, if `seconds` are spent now; None where no time is given."""
         limits = [float(self.settings["max_seconds"])] if self.settings["max_seconds"] else []
         if self.settings["deadline"]:
-            closing = self._closing(seconds, progress.a_validation(seconds, self))
+            closing = self._closing(seconds, progress.a_validation(self.windows()))
             limits.append(seconds + max(0.0, self._left() - closing))
         return min(limits, default=None)
 
@@ -92,17 +98,38 @@ class Budget:
         return last + scoring_seconds(self.settings, validation_seconds, self.shapes) + ENDING
 
 
+def seconds_of(work: Callable[[], object]) -> float:
+    """What a work takes: the second time, for the first one is slow; that one if it took LONG."""
+    took = 0.0
+    for _ in range(2):
+        before = time.monotonic()
+        work()
+        took = time.monotonic() - before
+        if took > LONG:
+            break
+    return took
+
+
 def scoring_seconds(settings: Mapping[str, Any], validation_seconds: float, shapes: Sequence[Sequence[int]]) -> float:
     """What predicting and scoring cases at their own geometry takes, by what it takes to validate them.
 
     Windows then overlap as in predictions, and are mirrored; small volumes are one window in any case.
     """
     once, last = (
-        sum(windows(shape, settings["roi_size"], float(settings[key])) for shape in shapes)
-        for key in ("validation_overlap", "overlap")
+        windows_of(shapes, settings["roi_size"], float(settings[key])) for key in ("validation_overlap", "overlap")
     )
     mirrored = 2 ** len(settings["mirror_axes_inference"])
     return validation_seconds * SCORING * float(mirrored) * last / max(1, once) + SECONDS_A_CASE * len(shapes)
+
+
+def windows_of(shapes: Sequence[Sequence[int]], patch: Sequence[int], overlap: float) -> int:
+    """The windows of all these volumes together."""
+    return _windows_of(tuple(tuple(int(n) for n in shape) for shape in shapes), tuple(patch), overlap)
+
+
+@functools.lru_cache(maxsize=8)
+def _windows_of(shapes: tuple[tuple[int, ...], ...], patch: tuple[int, ...], overlap: float) -> int:
+    return sum(windows(shape, patch, overlap) for shape in shapes)
 
 
 def windows(shape: Sequence[int], patch: Sequence[int], overlap: float) -> int:

@@ -75,7 +75,7 @@ def train(root: Path, override: Mapping[str, Any]) -> None:
             "roi_size": bundle.settings["roi_size"],
         }
         mean = score_validation(bundle, facts)
-        if trainer.validation and not progress.is_scored:
+        if progress.is_unscored:
             trainer.journal.write_history(progress.ended_with(mean))
 
     _scripted(root, work)

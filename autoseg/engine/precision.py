@@ -45,15 +45,19 @@ class OneDnnConvolutions(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch.conv3d and not kwargs and _left_to_a_loop(args[0], args[1]):
+        if func is torch.conv3d and not kwargs and _left_to_a_loop(*args):
             return func(args[0].to_mkldnn(), *args[1:]).to_dense()
         return func(*args, **(kwargs or {}))
 
 
-def _left_to_a_loop(patches: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether torch may keep a convolution from oneDNN; kernels of one voxel it multiplies faster itself."""
-    small = len(patches) == 1 and math.prod(patches.shape[1:4]) <= 20480
-    return small and patches.dtype is torch.float32 and patches.device.type == "cpu" and math.prod(weight.shape[2:]) > 1
+def _left_to_a_loop(patches: torch.Tensor, weight: torch.Tensor, *others: Any) -> bool:
+    """Whether torch keeps a convolution from oneDNN that could take it; kernels of one voxel it multiplies faster."""
+    if type(patches) is not torch.Tensor or patches.ndim != 5 or patches.layout is not torch.strided:
+        return False
+    small = len(patches) == 1 and math.prod(patches.shape[1:4]) <= 20480 and math.prod(weight.shape[2:]) > 1
+    known = patches.dtype is weight.dtype is torch.float32 and not any(isinstance(word, str) for word in others)
+    onednn = torch.backends.mkldnn
+    return small and known and onednn.is_available() and bool(getattr(onednn, "enabled", True))
 
 
 def autocast_for(name: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -6,16 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autoseg.planning.patch import halved_patch
 from autoseg.workspace import read_keys, write_json
-
-if TYPE_CHECKING:
-    from autoseg.engine.budget import Budget
-
-
-FIRST_STEPS = 3  # until they tell how long steps take
 
 
 @dataclass
@@ -28,26 +22,26 @@ class Progress:
     best_mean_dice: float = -1.0
     best_step: int = 0
     validations: int = 0
-    scored: int = 0  # those of them that took the time to score the network; the last one's step
-    scored_step: int = 0
+    scored: int = 0  # those of them that took the time to score the network
     validation_seconds: float = 0.0
+    window_seconds: float = 0.0  # of a validation, as timed at the start; 0: it was not
     returns: int = 0  # to an earlier checkpoint, because the loss had gone astray
     parts: int = 1  # that a batch is split into, because memory ran out
     patch: list[int] = field(default_factory=list)  # smaller than planned, because memory ran out for one; else empty
     loss: float = math.nan
     history: list[dict[str, Any]] = field(default_factory=list)
 
-    def a_validation(self, seconds: float, budget: Budget) -> float | None:
-        """Seconds of a validation, timed, or by what steps take, of which there were `seconds`; None without these."""
+    def a_validation(self, windows: int) -> float | None:
+        """Seconds of a validation of so many windows; None where neither one nor a window was timed."""
         if self.scored:
             return self.validation_seconds / self.scored
-        return budget.validation_seconds(seconds / self.step) if self.step >= FIRST_STEPS else None
+        return windows * self.window_seconds if self.window_seconds else None
 
     def go_on_with(self, epoch_steps: int, by_epochs: bool) -> None:
         """An epoch has so many steps from now on. Where epochs are counted, those that are over stay over."""
         if by_epochs and self.epoch_steps:
-            for name in ("step", "best_step", "scored_step"):
-                setattr(self, name, getattr(self, name) * epoch_steps // self.epoch_steps)
+            now = (steps * epoch_steps // self.epoch_steps for steps in (self.step, self.best_step))
+            self.step, self.best_step = now
         self.epoch_steps = epoch_steps
 
     def note_validation(self, mean_dice: float) -> None:
@@ -63,21 +57,24 @@ class Progress:
             }
         )
 
-    def ended_with(self, mean_dice: float) -> list[dict[str, Any]]:
-        """The entries of progress.yaml of a training that had no time for its last validation, but was scored."""
-        self.best_mean_dice, self.best_step = mean_dice, self.step
-        self.note_validation(mean_dice)
-        return self.history
+    def note_scoring(self, seconds: float) -> None:
+        """A validation took so long."""
+        self.scored, self.validation_seconds = self.scored + 1, self.validation_seconds + seconds
+
+    def keep_unscored(self) -> None:
+        """The weights as they stand are those to predict with, whatever was known of earlier ones."""
+        self.best_mean_dice, self.best_step = -1.0, self.step
 
     @property
-    def is_scored(self) -> bool:
-        """Whether the network as it stands was validated; where it was not at the end, nothing better is known."""
-        return bool(self.scored) and self.scored_step == self.step
+    def is_unscored(self) -> bool:
+        """Whether the weights to predict with were never validated, though others may have been."""
+        return self.best_step > 0 and self.best_mean_dice < 0
 
-    def note_seconds(self, seconds: float) -> None:
-        """A validation at this step took so long."""
-        self.scored, self.scored_step = self.scored + 1, self.step
-        self.validation_seconds += seconds
+    def ended_with(self, mean_dice: float) -> list[dict[str, Any]]:
+        """The entries of progress.yaml, with the score of weights that were not validated."""
+        self.best_mean_dice = mean_dice
+        self.note_validation(mean_dice)
+        return self.history
 
     def leave_less(self, path: Path) -> None:
         """Leave word for the next try of how little memory there is."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from autoseg.engine.budget import seconds_of
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.memory import used_memory
 from autoseg.engine.predictor import Predictor
@@ -17,7 +18,6 @@ from autoseg.records import Speed
 SECONDS = 4.0  # of steps
 WARM = 2  # steps that are not counted: memory is found, kernels are chosen
 MOST_STEPS = 30
-LONG = 8.0  # seconds of a prediction, in which what the first time takes more is nothing
 SCORING = 0.03  # seconds: writing a case, and its Dice
 
 
@@ -29,12 +29,6 @@ def measure(root: Path, seconds: float = SECONDS) -> Speed:
     memory, bundle = used_memory(trainer.device), trainer.bundle
     training, validation = bundle.cases()
     predictor = Predictor([bundle], trainer.device, networks={bundle.root: trainer.network.eval()})
-    took = 0.0
-    for _ in range(2):  # the first time is slow
-        before = time.monotonic()
-        predictor.predict((validation or training)[0], keep=True)
-        took = time.monotonic() - before
-        if took > LONG:
-            break
+    took = seconds_of(lambda: predictor.predict((validation or training)[0], keep=True))
     counted = steps[WARM:] or steps
     return Speed(start, statistics.median(counted), took + SCORING, memory)

@@ -16,7 +16,7 @@ from monai.data import set_track_meta
 from autoseg.bundles.marks import less_file
 from autoseg.devices import torch_device
 from autoseg.engine.astray import MOST_RETURNS, AstrayError, LossWatch
-from autoseg.engine.budget import Budget
+from autoseg.engine.budget import Budget, seconds_of
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.cache import ensure_cached, source_stamp
 from autoseg.engine.checkpoints import (
@@ -64,8 +64,8 @@ class Trainer:
     Under torchrun every process trains on patches of its own, `num_images_per_batch` each (see `Ranks`); the first one
     decides, validates and writes. Where memory runs out there, the training ends, and the next try takes less.
 
-    Files: models/model.pt (best averaged weights, a flat state dict), models/model_final.pt (the last), models/
-    checkpoint.pt (all that exact resumption needs; the one before is kept), metrics.jsonl, progress.yaml, tensorboard/.
+    Files: models/model.pt (best averaged weights, a flat state dict; the last, where these had no time to be validated),
+    models/model_final.pt (the last), models/checkpoint.pt (all that exact resumption needs; the one before is kept), metrics.jsonl, progress.yaml, tensorboard/.
     """
 
     def __init__(self, bundle: Bundle, hooks: tuple[Hook, ...] = ()):
@@ -136,7 +136,7 @@ class Trainer:
         self._save_weights("model_final.pt")
         if self.ranks.first:
             before(self.checkpoint).unlink(missing_ok=True)
-        if not self.progress.is_scored:
+        if not self.progress.best_step:
             self._save_weights("model.pt")
         return self.progress
 
@@ -157,6 +157,9 @@ class Trainer:
 
     def _loop(self) -> None:
         self._feed()
+        if self.ranks.first and self.budget.must_know_windows(self.progress, self._seconds()):
+            took = self._with_less(lambda: seconds_of(lambda: self._scores(1)), self.progress.take_smaller_patch)
+            self.progress.window_seconds = took / self.budget.windows(1)
         warmup = int(float(self.settings["num_warmup_epochs"]) * self.steps_per_epoch)
         logged, losses = time.monotonic(), []
         while True:
@@ -176,7 +179,7 @@ class Trainer:
             self.progress.step += 1
             for hook in self.hooks:
                 hook.on_step(self, losses[-1])
-            (validate,) = self.ranks.agreed(self._validation_due())
+            (validate,) = self.ranks.agreed(self.stop or self.budget.validation_due(self.progress, self._seconds()))
             if not validate and time.monotonic() - logged < LOG_SECONDS:
                 continue
             self.progress.loss = sum(losses) / len(losses)
@@ -282,18 +285,16 @@ class Trainer:
         if self.journal.is_open:
             self._log({"warning": message})
 
-    def _validation_due(self) -> bool:
-        """At the end always; else as the budget has it."""
-        return self.share >= 1.0 or self.stop or self.budget.validation_due(self.progress, self._seconds())
-
     def _validate(self, rate: float) -> None:
         """Score the network, where that is worth its time, and leave a checkpoint."""
         seconds, last = self._seconds(), self.share >= 1.0 or self.stop
-        scores = not self.validation or self.budget.scores(self.progress, seconds, last)
         self.progress.validations += 1
-        if scores:
+        if self.budget.scores(self.progress, seconds, last):
             self._score(rate)
         else:
+            if last and (self.watch.calm or not self.progress.best_step):
+                self.progress.keep_unscored()
+                self._save_weights("model.pt")
             self._log({"learning_rate": rate, "checkpoint": self.watch.calm})
         if self.watch.calm:
             self._save_checkpoint()
@@ -303,7 +304,7 @@ class Trainer:
         if self.validation and self.ranks.first:
             started = time.monotonic()
             dice, mean = self._with_less(self._scores, self.progress.take_smaller_patch)
-            self.progress.note_seconds(time.monotonic() - started)
+            self.progress.note_scoring(time.monotonic() - started)
         if mean > self.progress.best_mean_dice:
             self.progress.best_mean_dice, self.progress.best_step = mean, self.progress.step
             self._save_weights("model.pt")
@@ -314,9 +315,9 @@ class Trainer:
         self.journal.write_history(self.progress.history)
         logger.info("step %d: loss %.4f, mean Dice %.4f", self.progress.step, self.progress.loss, mean)
 
-    def _scores(self) -> tuple[dict[str, float], float]:
+    def _scores(self, cases: int | None = None) -> tuple[dict[str, float], float]:
         network = self.average.module.eval()
-        return validate_cached(network, self.validation, self.settings, self.device, self.autocast)
+        return validate_cached(network, self.validation[:cases], self.settings, self.device, self.autocast)
 
     def _log(self, values: dict[str, Any]) -> None:
         """A line of metrics.jsonl and TensorBoard's scalars."""

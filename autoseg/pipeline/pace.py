@@ -14,7 +14,7 @@ from typing import Any
 from autoseg.bundles.marks import bundle_settings, family_and_fold, is_foreign_bundle
 from autoseg.config import RunConfig
 from autoseg.devices import THREAD_SCALING, makespan
-from autoseg.engine.budget import SECONDS_A_CASE, budget_steps
+from autoseg.engine.budget import SECONDS_A_CASE, VALIDATIONS, budget_steps
 from autoseg.errors import Fault, InputError
 from autoseg.execution.results import is_done, read_result
 from autoseg.pipeline.clock import Deadlines, seconds_spent
@@ -329,15 +329,23 @@ def _forecast(session: Session, jobs: Sequence[Job], datalist: Datalist) -> None
     known = {c.name: c for c in _candidates(session, bundles, datalist, speeds)} if speeds else {}
     if any(_family(b) not in known for b in bundles):
         return
-    seconds = {b.name: known[_family(b)].seconds(lengths[b.name]) for b in bundles}
+    seconds = {b.name: _unlimited(known[_family(b)], lengths[b.name], bundle_settings(b)) for b in bundles}
     slots = session.training_slots(len(bundles))
     closing, members = _predictions(session, datalist, speeds, len(bundles))
     folds = len({_fold(b) for b in bundles})
     total = makespan(list(seconds.values()), len(slots)) + closing + folds * max(members.values())
-    each = "; ".join(f"{name}: {_span(c.seconds(c.steps))} a fold" for name, c in known.items())
+    longest = {name: max(seconds[b.name] for b in bundles if _family(b) == name) for name in known}
+    each = "; ".join(f"{name}: {_span(longest[name])} a fold" for name in known)
     apart = ", searches apart" if searches_left(session, bundles, datalist) else ""
     message = f"forecast: about {_span(total)} for {len(jobs)} trainings and the predictions{apart} ({each})"
     session.notify(Event("forecast", message, {"seconds": total, "jobs": seconds}))
+
+
+def _unlimited(family: Candidate, steps: int, settings: dict[str, Any]) -> float:
+    """Seconds of a training by steps, which makes all its validations; their windows are not mirrored."""
+    scoring = family.speed.case * family.cases
+    validating = VALIDATIONS * scoring / 2 ** len(settings["mirror_axes_inference"])
+    return float(family.speed.start + steps * family.speed.step + validating + scoring)
 
 
 def _span(seconds: float) -> str:

@@ -16,7 +16,7 @@ from autoseg.workspace import read_json
 KEPT, GOES_ON, RUNS, ANEW = "kept", "goes on", "runs", "runs anew"
 CHECKPOINT = "models/checkpoint.pt"
 UNNAMED = "its record does not say what it was made from"
-SCORES = "scores.json"  # written last, from what the checkpoint's training left
+SCORES = "scores.json"  # written at the end, from what the checkpoint's training left
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _changed(job: Job, result: JobResult, folder: Path) -> list[str]:
 
 
 def _reached(job: Job) -> str:
-    """' at step 400 of 1000', or what is known of it: by the last validation, which is when checkpoints are written."""
+    """' at step 400 of 1000', or what is known of it, by the last line of a checkpoint, with a score or without."""
     last: dict[str, Any] = {}
     path = Path(job.cwd) / (job.progress or "")
     for line in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else ():

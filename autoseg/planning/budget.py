@@ -14,7 +14,7 @@ LEAST_STEPS = 40  # with fewer a network has learned nothing that could be calle
 FOLD_STEPS, FOLD_SHARE = 300, 0.5  # steps, and share of those planned, that each fold gets before there is another
 CPU_SHARE = 3.0  # times its planned steps, which are few on a CPU, that the first family gets before there is another
 UNKNOWN_STEPS = 10**9  # of a family that cannot be measured
-VALIDATIONS = 1.2  # times the steps' time: validations while training, and the last one (engine/budget.py)
+VALIDATING = 1.2  # times the steps' time: validations while training, and the last one (engine/budget.py)
 HALVINGS = 40  # of a span of time: far under a millisecond is left
 SEARCH_START = 15.0  # seconds of a search's process before its first step
 MARGIN = 1.1  # of what is kept for predictions
@@ -98,14 +98,14 @@ class Candidate:
     def seconds(self, steps: int) -> float:
         """Of a job that trains for so many steps, from its start to its scores."""
         scoring = self.speed.case * self.cases
-        return self.speed.start + VALIDATIONS * steps * self.speed.step + scoring
+        return self.speed.start + VALIDATING * steps * self.speed.step + scoring
 
     def steps_in(self, seconds: float) -> int:
         """Steps of a job that may take so long."""
         free = seconds - self.seconds(0)
         if not self.speed.step:
             return UNKNOWN_STEPS if free > 0 else 0
-        return max(0, int(free / (VALIDATIONS * self.speed.step)))
+        return max(0, int(free / (VALIDATING * self.speed.step)))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from autoseg.engine import entry
 from autoseg.engine.budget import Budget
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.entry import fold_cases, score_validation
-from autoseg.engine.trainer import Trainer
+from autoseg.engine.trainer import Hook, Trainer
 from autoseg.workspace import read_yaml
 
 MakeBundle = Callable[..., Path]
@@ -97,11 +97,44 @@ def test_a_training_without_time_for_a_validation_is_scored_by_its_last_weights(
     monkeypatch.setattr(Budget, "_has_time", lambda *_: False)
     root = make_bundle(num_iterations=20, deadline=time.time() + 600)
     entry.train(root, {})
-    last, best = (torch.load(root / "models" / f"{name}.pt", weights_only=True) for name in ("model_final", "model"))
-    assert all(torch.equal(best[key], last[key]) for key in last)
+    assert same_weights(root, "model", "model_final")
     lines = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
-    validated = [line["step"] for line in lines if "mean_dice" in line]
-    assert validated == []
+    assert not any("mean_dice" in line for line in lines)
     assert [line["step"] for line in lines if line.get("checkpoint")] == list(range(2, 21, 2))
     (only,) = read_yaml(root / "progress.yaml")
-    assert only["avg_dice_score"] == json.loads((root / "scores.json").read_text())["mean_dice"]
+    assert only["avg_dice_score"] == only["best_avg_dice_score"] == score_of(root) and only["step"] == 20
+
+
+def test_weights_that_were_validated_early_give_way_to_the_last(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the machine became slow, there is no time for another validation."""
+    monkeypatch.setattr(Budget, "_has_time", lambda *_: not list(root.glob("models/checkpoint.pt")))
+    root = make_bundle(num_iterations=20, deadline=time.time() + 600)
+    entry.train(root, {})
+    assert same_weights(root, "model", "model_final")
+    assert [e["step"] for e in read_yaml(root / "progress.yaml")] == [2, 20]
+    assert read_yaml(root / "progress.yaml")[-1]["avg_dice_score"] == score_of(root)
+
+
+def test_a_training_goes_on_from_a_checkpoint_without_a_score(
+    make_bundle: MakeBundle, stop_at: Callable[[int], Hook], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Budget, "_has_time", lambda *_: False)
+    whole, torn = (make_bundle(name=name, num_iterations=20, deadline=time.time() + 600) for name in ("w_0", "t_0"))
+    Trainer(Bundle.load(whole)).run()
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(Bundle.load(torn), hooks=(stop_at(7),)).run()
+    assert torch.load(torn / "models" / "checkpoint.pt", weights_only=True)["progress"]["step"] == 6
+    Trainer(Bundle.load(torn)).run()
+    one, other = (torch.load(root / "models" / "model.pt", weights_only=True) for root in (whole, torn))
+    assert all(torch.equal(one[key], other[key]) for key in other)
+
+
+def same_weights(root: Path, *names: str) -> bool:
+    one, other = (torch.load(root / "models" / f"{name}.pt", weights_only=True) for name in names)
+    return all(torch.equal(one[key], other[key]) for key in other)
+
+
+def score_of(root: Path) -> float:
+    return float(json.loads((root / "scores.json").read_text())["mean_dice"])

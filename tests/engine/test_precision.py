@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from autoseg.bundles.inference import DTYPE
 from autoseg.engine import precision as of_engine
@@ -31,12 +32,28 @@ def test_a_cpu_without_instructions_for_bfloat16_computes_in_float32(
     assert compute_dtype(name, torch.device("cuda")) is of_engine.DTYPES[name]
 
 
-def test_a_bundle_for_monai_computes_in_the_same() -> None:
+@pytest.mark.parametrize("capable", [True, False])
+def test_a_bundle_for_monai_computes_in_the_same(capable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """inference.yaml says it in words of its own, for it needs no autoseg."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: capable)
+    assert compute_dtype("float16", CPU) is (torch.bfloat16 if capable else torch.float32)
     for name in of_engine.DTYPES:
         for device in (CPU, torch.device("cuda")):
             words = DTYPE[1:].replace("@precision", repr(name)).replace("@device", "device")
             assert eval(words, {"torch": torch, "device": device}) is compute_dtype(name, device)
+
+
+def test_what_onednn_cannot_take_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, net = torch.ones(1, 2, 6, 6, 6), torch.nn.Conv3d(2, 3, 2, padding="same")
+    with torch.no_grad():
+        expected = net(image)
+        with autocast_for("float32", CPU), autocast_for("float32", CPU):
+            assert torch.equal(net(image), expected)
+            assert torch.nn.Conv3d(2, 3, 3)(MetaTensor(image)).shape == (1, 3, 4, 4, 4)
+            assert torch.nn.Conv3d(2, 3, 3)(image[0]).shape == (3, 4, 4, 4)
+            assert torch.nn.Conv3d(2, 3, 3)(image).shape == (1, 3, 4, 4, 4)
+            monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+            assert torch.nn.Conv3d(2, 3, 3)(image).layout is torch.strided
 
 
 @pytest.mark.usefixtures("capable")
@@ -77,13 +94,13 @@ def test_onednn_s_convolutions_are_torch_s(shape: tuple[int, ...], options: dict
 
 
 def test_small_convolutions_go_to_onednn() -> None:
-    layouts = []
+    by_loop = []
     with autocast_for("float32", CPU):
         for patches, kernel in ((1, 3), (2, 3), (1, 1)):
             with torch.autograd.profiler.profile() as profile, torch.no_grad():
                 torch.nn.Conv3d(8, 8, kernel)(torch.zeros(patches, 8, 12, 12, 12))
-            layouts.append("aten::slow_conv3d_forward" in {event.name for event in profile.function_events})
-    assert layouts == [False, False, True]
+            by_loop.append("aten::slow_conv3d_forward" in {event.name for event in profile.function_events})
+    assert by_loop == [False, False, True]
 
 
 def network(kernel: int = 3, stride: int = 2) -> torch.nn.Module:

@@ -9,8 +9,8 @@ import pytest
 from monai.data.utils import dense_patch_slices
 
 from autoseg.engine import budget as module
-from autoseg.engine.budget import ENDING, SCORING, SECONDS_A_CASE, VALIDATION_SHARE, Budget, windows
-from autoseg.engine.progress import FIRST_STEPS, Progress
+from autoseg.engine.budget import ENDING, SCORING, SECONDS_A_CASE, VALIDATION_SHARE, Budget, seconds_of, windows
+from autoseg.engine.progress import Progress
 
 WINDOWS = {"overlap": 0.5, "validation_overlap": 0.5, "mirror_axes_inference": [], "roi_size": [10, 10, 1]}
 NONE = {"num_iterations": None, "num_epochs": None, "max_seconds": None, "deadline": None, **WINDOWS}
@@ -48,9 +48,9 @@ def test_a_deadline_leaves_time_for_the_last_validation_and_the_scores() -> None
     closing = 5.0 + 5.0 * SCORING + 4 * SECONDS_A_CASE + ENDING
     assert found.total_seconds(after(0, 5.0), 100.0) == pytest.approx(200.0 - closing)
     assert found.share(after(7, 5.0), 100.0) == pytest.approx(100.0 / (200.0 - closing))
-    first = after(FIRST_STEPS - 1, None)  # a tenth is kept until steps have been timed
-    assert found.share(first, 100.0) == pytest.approx(100.0 / 180.0)
-    assert after(10, None).a_validation(100.0, found) == pytest.approx(10.0 / 5 * 4 * 45 / 2)  # 4 cases of 45 windows
+    assert found.share(after(7, None), 100.0) == pytest.approx(100.0 / 180.0)  # a tenth, where windows were not timed
+    assert found.windows() == 4 * 45 and found.windows(1) == 45
+    assert Progress(window_seconds=0.1).a_validation(found.windows()) == pytest.approx(18.0)
 
 
 def test_windows_that_overlap_more_or_are_mirrored_take_longer() -> None:
@@ -96,6 +96,7 @@ def test_a_validation_that_takes_a_large_part_of_the_time_is_not_made() -> None:
     assert not found.scores(slow, 50.0, last=False) and not found.scores(slow, 50.0, last=True)
     gained = (found.total_seconds(slow, 50.0) or 0.0) - (found.total_seconds(quick, 50.0) or 0.0)
     assert gained == pytest.approx(10.0 - 0.1 * SCORING)
+    assert not found.scores(after(2, None), 50.0, last=True)  # nothing is known: a late start
     assert budget(max_seconds=100.0).scores(slow, 50.0, last=True)  # which comes on top
     assert budget(num_iterations=100).scores(slow, 50.0, last=False)
 
@@ -105,4 +106,18 @@ def test_validations_take_a_tenth_of_the_time_at_most() -> None:
     assert found.scores(after(20, 9.0), 100.0, last=False)
     assert not found.scores(after(20, 11.0), 100.0, last=False)
     due = [step for step in range(1, 101) if found.validation_due(Progress(step=step, validations=2), 10.0 * step)]
-    assert due[0] == 30  # checkpoints are left nevertheless
+    assert due[0] == 30  # and a checkpoint is left, scored or not: tests/engine/test_entry.py
+
+
+def test_a_window_is_timed_where_a_deadline_must_hold() -> None:
+    assert budget(deadline=12_100.0).must_know_windows(Progress(), 0.0)
+    assert not budget(deadline=12_100.0).must_know_windows(Progress(window_seconds=0.1), 0.0)
+    assert not budget(deadline=11_900.0).must_know_windows(Progress(), 0.0)  # it is over
+    assert not budget(max_seconds=100.0).must_know_windows(Progress(), 0.0)
+
+
+def test_seconds_of_a_work_are_those_of_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 3.0, 10.0, 11.0, 20.0, 30.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    assert seconds_of(lambda: None) == 1.0
+    assert seconds_of(lambda: None) == 10.0  # LONG the first time: once is enough
