@@ -64,8 +64,8 @@ class Trainer:
     Under torchrun every process trains on patches of its own, `num_images_per_batch` each (see `Ranks`); the first one
     decides, validates and writes. Where memory runs out there, the training ends, and the next try takes less.
 
-    Files: models/model.pt (best averaged weights, a flat state dict; the last, where these had no time to be validated),
-    models/model_final.pt (the last), models/checkpoint.pt (all that exact resumption needs; the one before is kept), metrics.jsonl, progress.yaml, tensorboard/.
+    Files: models/model.pt (best averaged weights, or the last where there was no time to validate them: a flat state
+    dict), models/model_final.pt (the last), models/checkpoint.pt (all that exact resumption needs), metrics.jsonl, ...
     """
 
     def __init__(self, bundle: Bundle, hooks: tuple[Hook, ...] = ()):
