@@ -15,8 +15,8 @@ from autoseg.evaluation import nesting
 from autoseg.planning.plan import mirrored_outputs, mirrorings
 
 # As the engine computes, for near a tie of classes anything else decides otherwise: in its precision (`compute_dtype`;
-# MONAI's `amp` knows CUDA alone), and probabilities, not logits, are averaged over the windows. What the engine leaves to
-# oneDNN (`OneDnnConvolutions`) is the same up to rounding.
+# MONAI's `amp` knows CUDA alone), and probabilities, not logits, are averaged over the windows. What the engine leaves
+# to oneDNN (`OneDnnConvolutions`) is the same up to rounding.
 HALF = "('bfloat16' if getattr(torch.cpu, '_is_avx512_bf16_supported', bool)() else 'float32')"
 DTYPE = f"$getattr(torch, {HALF} if @device.type == 'cpu' and @precision != 'float32' else @precision)"
 AUTOCAST = "torch.autocast(@device.type, @dtype, enabled=@dtype is not torch.float32)"
