@@ -18,8 +18,8 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 def has_bfloat16() -> bool:
     """Whether this CPU computes in bfloat16: an x86 with AVX-512's instructions for it.
 
-    Without them oneDNN converts every number there and back: a step of SegResNetDS takes 7.6 times as long as in float32
-    (an AMD EPYC with AVX2; benchmarks/convolution.py).
+    Without them oneDNN converts every number there and back: a step of SegResNetDS takes 7.6 times as long as in
+    float32 (an AMD EPYC with AVX2; benchmarks/convolution.py).
     """
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 
