@@ -18,6 +18,7 @@ SCORING = 1.15  # times the windows' share: resampling to the image's grid, Dice
 SECONDS_A_CASE = 0.08  # of reading and writing, when a case is scored
 LONG = 8.0  # seconds of a work in which what the first time takes more is little
 ENDING = 2.0  # seconds: weights, the process's end
+Shapes = tuple[tuple[int, ...], ...]
 
 
 class Budget:
@@ -29,14 +30,17 @@ class Budget:
     """
 
     def __init__(self, settings: Mapping[str, Any], steps_per_epoch: int, shapes: Sequence[Sequence[int]]):
-        self.settings, self.steps_per_epoch, self.shapes = settings, steps_per_epoch, shapes
+        self.settings, self.steps_per_epoch = settings, steps_per_epoch
+        self.shapes = tuple(tuple(int(n) for n in shape) for shape in shapes)
         self.steps = budget_steps(settings, steps_per_epoch)
         self.by_time = bool(settings["max_seconds"] or settings["deadline"])
         self.endless = not self.by_time and self.steps is None
 
     def windows(self, cases: int | None = None) -> int:
         """How many windows a validation of all or of the first cases is."""
-        return windows_of(self.shapes[:cases], self.settings["roi_size"], float(self.settings["validation_overlap"]))
+        return windows_of(
+            self.shapes[:cases], tuple(self.settings["roi_size"]), float(self.settings["validation_overlap"])
+        )
 
     def scores(self, progress: Progress, seconds: float, last: bool) -> bool:
         """Whether a validation that is due scores the network, `seconds` of training being spent.
@@ -67,10 +71,11 @@ class Budget:
 
     def validation_due(self, progress: Progress, seconds: float) -> bool:
         """At the end; else every num_epochs_per_validation, or a tenth of a budget in steps or seconds."""
-        if self.share(progress, seconds) >= 1.0:
+        share = self.share(progress, seconds)
+        if share >= 1.0:
             return True
         if self.settings["num_iterations"] or self.by_time:
-            return self.share(progress, seconds) * VALIDATIONS >= progress.validations + 1
+            return share * VALIDATIONS >= progress.validations + 1
         return progress.step % (int(self.settings["num_epochs_per_validation"]) * self.steps_per_epoch) == 0
 
     def share(self, progress: Progress, seconds: float) -> float:
@@ -110,25 +115,20 @@ def seconds_of(work: Callable[[], object]) -> float:
     return took
 
 
-def scoring_seconds(settings: Mapping[str, Any], validation_seconds: float, shapes: Sequence[Sequence[int]]) -> float:
+def scoring_seconds(settings: Mapping[str, Any], validation_seconds: float, shapes: Shapes) -> float:
     """What predicting and scoring cases at their own geometry takes, by what it takes to validate them.
 
     Windows then overlap as in predictions, and are mirrored; small volumes are one window in any case.
     """
-    once, last = (
-        windows_of(shapes, settings["roi_size"], float(settings[key])) for key in ("validation_overlap", "overlap")
-    )
+    patch = tuple(settings["roi_size"])
+    once, last = (windows_of(shapes, patch, float(settings[key])) for key in ("validation_overlap", "overlap"))
     mirrored = 2 ** len(settings["mirror_axes_inference"])
     return validation_seconds * SCORING * float(mirrored) * last / max(1, once) + SECONDS_A_CASE * len(shapes)
 
 
-def windows_of(shapes: Sequence[Sequence[int]], patch: Sequence[int], overlap: float) -> int:
-    """The windows of all these volumes together."""
-    return _windows_of(tuple(tuple(int(n) for n in shape) for shape in shapes), tuple(patch), overlap)
-
-
 @functools.lru_cache(maxsize=8)
-def _windows_of(shapes: tuple[tuple[int, ...], ...], patch: tuple[int, ...], overlap: float) -> int:
+def windows_of(shapes: Shapes, patch: tuple[int, ...], overlap: float) -> int:
+    """The windows of all these volumes together; asked for at every step."""
     return sum(windows(shape, patch, overlap) for shape in shapes)
 
 

@@ -7,11 +7,11 @@ touches it. Only one patch depth of sums is held, however many networks are aver
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import itertools
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,13 +21,13 @@ import torch
 from monai.data.utils import compute_importance_map
 
 from autoseg.engine.classes import Classes
+from autoseg.engine.precision import Autocast, autocast_for
 from autoseg.engine.slices import run_network, slice_axis
 from autoseg.planning.plan import mirrorings
 
 IN_MEMORY = 512 * 2**20  # bytes up to which a store stays in memory
 STEPS, HALF = 65535, 32768  # values a 16-bit integer takes over 0..1, and where its sign changes
 SIGMA = 0.125  # of the Gaussian weights, in patch lengths, as in MONAI and nnU-Net
-Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
 class PlaneStore:
@@ -217,7 +217,8 @@ class _Answer:
                 mirrored = windows.flip(dims) if dims else windows
                 probabilities = self._probabilities(network, mirrored, self.autocast)
                 if not math.isfinite(float(probabilities.sum())):  # half precision may have overflowed on this window
-                    probabilities = self._probabilities(network, mirrored, contextlib.nullcontext)
+                    whole = functools.partial(autocast_for, "float32", mirrored.device)
+                    probabilities = self._probabilities(network, mirrored, whole)
                 if not math.isfinite(float(probabilities.sum())):
                     message = f"network {number} of {len(self.networks)} gives values that are not finite"
                     raise FloatingPointError(message)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,9 @@ from monai.inferers import sliding_window_inference
 from autoseg.engine.cache import CachedCase
 from autoseg.engine.classes import Classes
 from autoseg.engine.memory import free_memory, out_of_memory
+from autoseg.engine.precision import Autocast
 from autoseg.engine.slices import run_network, slice_axis
 from autoseg.evaluation import mean_dice, mean_dice_by_label
-
-Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
 @torch.inference_mode()

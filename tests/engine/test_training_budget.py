@@ -14,7 +14,6 @@ from autoseg.engine.progress import Progress
 
 WINDOWS = {"overlap": 0.5, "validation_overlap": 0.5, "mirror_axes_inference": [], "roi_size": [10, 10, 1]}
 NONE = {"num_iterations": None, "num_epochs": None, "max_seconds": None, "deadline": None, **WINDOWS}
-NONE["num_images_per_batch"] = 2
 
 
 def budget(cases: int = 4, **limits: Any) -> Budget:
