@@ -3,13 +3,15 @@
     .venv/bin/python benchmarks/versus_nnunet.py --minutes 2 5 15 45            # hippocampus, fold 0 is unseen
     .venv/bin/python benchmarks/versus_nnunet.py --minutes 5 --unseen testing   # the listed testing cases are
     .venv/bin/python benchmarks/versus_nnunet.py --minutes 5 --data anisotropic # generated: see KINDS
+    .venv/bin/python benchmarks/versus_nnunet.py --minutes 2 5 15 45 --show     # the table of what is kept
 
 nnU-Net is installed into a virtual environment of its own (`<work_dir>/venv`, torch as ours is pinned). It gets
 3d_fullres on all cases that may be learned from (fold `all`). How many iterations fit is measured before its clock
 starts, with a few of them and a prediction; then plan, preprocessing, training and prediction count, as autoseg's
 whole call does. Its learning rate is annealed to the end: in epochs of 250 iterations, or one of fewer where the time
 is shorter. Threads and allocator are the same for both. What was trained and scored is kept by tool and budget: the
-same command goes on where it was ended.
+same command goes on where it was ended. Scores, with the machine and the commit they are of, are written to
+`benchmarks/results/versus_nnunet` as well, by data, tool and budget.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -43,6 +47,8 @@ ROOT = Path(__file__).resolve().parents[1]
 NNUNET = "nnunetv2==2.8.1"
 EPOCH = 250  # iterations of nnU-Net
 TRIED = 6  # iterations by which its speed is measured, the first two apart
+RESULTS = ROOT / "benchmarks" / "results" / "versus_nnunet"
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # of a CPU: those that decide how fast it computes
 KINDS: dict[str, dict[str, Any]] = {
     "anisotropic": {"shape": (64, 64, 20), "spacing": (0.8, 0.8, 3.0), "training": 24, "testing": 16},
     "channels": {"shape": (48, 48, 40), "channels": 3, "training": 24, "testing": 16},
@@ -91,32 +97,60 @@ def main() -> int:
     parser.add_argument("--tools", nargs="+", choices=["autoseg", "nnunet"], default=["autoseg", "nnunet"])
     parser.add_argument("--work_dir", type=Path, default=Path("work_dirs/versus"))
     parser.add_argument("--venv", type=Path, help="an environment that has nnU-Net; default: one is made")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where scores are kept")
+    parser.add_argument("--show", action="store_true", help="run nothing, print the table of what is kept")
     given = parser.parse_args()
+    keep = given.results / f"{given.data}_{given.unseen}"
+    asked = [(tool, minutes) for minutes in given.minutes for tool in given.tools]
+    if not given.show and not run_all(given, asked, keep):
+        return 1
+    kept = {pair: keep / f"{pair[0]}_{pair[1]:g}.json" for pair in asked}
+    print_table({pair: read_json(path) for pair, path in kept.items() if path.is_file()})
+    return 0
+
+
+def run_all(given: argparse.Namespace, asked: Sequence[tuple[str, float]], keep: Path) -> bool:
+    """Run what is asked, (tool, minutes) each, and not done yet; False where the data are missing."""
     home = given.work_dir.absolute() / f"{given.data}_{given.unseen}"
     if given.data == "hippocampus":
         if missing(DATA):
-            return 1
+            return False
         source = DATA / "datalist.json"
     else:
         source = make_demo_data(home / "data", **KINDS[given.data])
     datalist = divided(source, home / "datalist.json", given.unseen)
     print(f"{given.data}: {len(datalist.training)} cases to learn from, {len(datalist.testing)} unseen", flush=True)
-    found: dict[tuple[str, float], dict[str, Any]] = {}
-    for minutes in given.minutes:
-        for tool in given.tools:
-            folder = home / f"{tool}_{minutes:g}"
-            result = folder / "result.json"
-            if not result.is_file():
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True)
-                run = Autoseg(home, folder) if tool == "autoseg" else NnUNet(home, folder, datalist, given)
-                seconds, facts = run(60.0 * minutes)
-                scores = scored(datalist, folder / "predictions")
-                write_json(result, {"seconds": round(seconds, 1), **facts, "cases": scores})
-            found[tool, minutes] = read_json(result)
-            print(row(tool, minutes, found[tool, minutes], datalist), flush=True)
-    print_table(found, given.minutes, datalist)
-    return 0
+    for tool, minutes in asked:
+        folder = home / f"{tool}_{minutes:g}"
+        result = folder / "result.json"
+        if not result.is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            run = Autoseg(home, folder) if tool == "autoseg" else NnUNet(home, folder, datalist, given)
+            seconds, facts = run(60.0 * minutes)
+            told = {"labels": datalist.labels, "machine": machine(), "commit": commit()}
+            cases = [] if "refused" in facts else scored(datalist, folder / "predictions")
+            write_json(result, {"seconds": round(seconds, 1), "facts": facts, **told, "cases": cases})
+        write_json(keep / f"{tool}_{minutes:g}.json", read_json(result))
+        print(row(tool, minutes, read_json(result)), flush=True)
+    return True
+
+
+def machine() -> str:
+    """The GPUs, or the CPU, its cores and the instructions that count."""
+    devices = detect_devices()
+    if devices.gpus:
+        return ", ".join(gpu.name for gpu in devices.gpus)
+    told = Path("/proc/cpuinfo").read_text("utf-8") if Path("/proc/cpuinfo").is_file() else ""
+    known = dict(re.findall(r"^(model name|flags)\s*: (.*)$", told, re.MULTILINE))
+    flags = [name for name in INSTRUCTIONS if name in known.get("flags", "").split()]
+    return f"{known.get('model name', platform.machine())}, {available_cores()} cores, {' '.join(flags)}"
+
+
+def commit() -> str:
+    """The commit of this code; `+` where files differ from it."""
+    argv = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=7", "--dirty=+"]
+    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def divided(source: Path, target: Path, unseen: str) -> Datalist:
@@ -168,8 +202,11 @@ class Autoseg:
             "MRI",
         ]
         argv += ["--work_dir", work_dir, "--time_limit", f"{limit:g}s"]
-        # 3: a valid result although a job failed
-        seconds = command(argv, self.folder / "output.log", environment(), well=(0, 3))
+        # 2: the limit is refused; 3: a valid result although a job failed
+        log = self.folder / "output.log"
+        seconds = command(argv, log, environment(), well=(0, 2, 3))
+        if not (work_dir / "ensemble_output").is_dir():
+            return seconds, {"refused": log.read_text("utf-8").strip().splitlines()[-1]}
         shutil.copytree(work_dir / "ensemble_output", self.folder / "predictions")
         board = read_json(work_dir / "leaderboard.json")["entries"]
         return seconds, {"networks": len(board), "steps": [entry["steps"] for entry in board]}
@@ -278,38 +315,49 @@ def scored(datalist: Datalist, predictions: Path) -> list[dict[str, Any]]:
     return [{"case": r.case, "label": r.label, "dice": r.dice, "hd95": r.hd95} for r in evaluation.cases]
 
 
-def row(tool: str, minutes: float, result: Mapping[str, Any], datalist: Datalist) -> str:
+def row(tool: str, minutes: float, result: Mapping[str, Any]) -> str:
     """A line of the table: Dice by class and in the mean, HD95, and what the time was used for."""
-    rows = result["cases"]
-    classes = [
-        fmean(r["dice"] for r in rows if r["label"] == value and r["dice"] is not None) for value in datalist.labels
-    ]
+    rows, labels = result["cases"], [int(value) for value in result["labels"]]
+    used = f"{result['seconds']:.0f} s; " + "; ".join(f"{key} {value}" for key, value in result["facts"].items())
+    if not rows:
+        return f"| {minutes:g} | {tool} |" + " |" * (len(labels) + 2) + f" {used} |"
+    classes = [fmean(r["dice"] for r in rows if r["label"] == value and r["dice"] is not None) for value in labels]
     distances = [r["hd95"] for r in rows if r["hd95"] is not None]
     missed = f" ({len(rows) - len(distances)} without)" if len(distances) < len(rows) else ""
     far = f"{fmean(distances):.2f}" if distances else ""
-    facts = {key: value for key, value in result.items() if key not in ("cases", "seconds", "schema_version")}
-    used = "; ".join(f"{key} {value}" for key, value in facts.items())
-    dice = " | ".join(f"{value:.4f}" for value in [*classes, fmean(dice_by_case(result["cases"]).values())])
-    return f"| {minutes:g} | {tool} | {dice} | {far}{missed} | {result['seconds']:.0f} s; {used} |"
+    dice = " | ".join(f"{value:.4f}" for value in [*classes, fmean(dice_by_case(rows).values())])
+    return f"| {minutes:g} | {tool} | {dice} | {far}{missed} | {used} |"
 
 
-def print_table(found: Mapping[tuple[str, float], Any], minutes: Sequence[float], datalist: Datalist) -> None:
-    """All of it in Markdown, and the paired difference at every budget with its 95 % interval."""
-    names = " | ".join(datalist.labels.values())
-    print(f"\n| minutes | tool | {names} | mean Dice | HD95 mm | used |")
-    print("| --- |" + " --- |" * (len(datalist.labels) + 4))
+def print_table(found: Mapping[tuple[str, float], Mapping[str, Any]]) -> None:
+    """All of it in Markdown, the machines, and paired differences with their 95 % intervals: of autoseg from nnU-Net at
+    the same budget, and at its largest one.
+    """
+    if not found:
+        print("nothing is kept of these")
+        return
+    labels = next(iter(found.values()))["labels"]
+    print(f"\n| minutes | tool | {' | '.join(labels.values())} | mean Dice | HD95 mm | used |")
+    print("| --- |" + " --- |" * (len(labels) + 4))
     for (tool, budget), result in found.items():
-        print(row(tool, budget, result, datalist))
+        print(row(tool, budget, result))
     print()
-    for budget in minutes:
-        if ("autoseg", budget) in found and ("nnunet", budget) in found:
-            ours, theirs = (dice_by_case(found[tool, budget]["cases"]) for tool in ("autoseg", "nnunet"))
-            mean, low, high = bootstrap_mean([ours[case] - value for case, value in theirs.items()])
-            wins = sum(ours[case] > value for case, value in theirs.items())
-            print(
-                f"{budget:g} minutes: autoseg - nnU-Net {mean:+.4f} [{low:+.4f}, {high:+.4f}], "
-                f"better in {wins} of {len(theirs)} cases"
-            )
+    for where in dict.fromkeys((result["machine"], result["commit"]) for result in found.values()):
+        print("{}: code of {}".format(*where))
+    longest = max((budget for tool, budget in found if tool == "nnunet"), default=0.0)
+    for (tool, budget), ours in found.items():
+        for other in dict.fromkeys((budget, longest)):
+            if tool == "autoseg" and ours["cases"] and ("nnunet", other) in found:
+                print(f"{budget:g} minutes, nnU-Net's {other:g}: {difference(ours, found['nnunet', other])}")
+
+
+def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """autoseg's mean Dice less nnU-Net's, paired by case, with its 95 % interval."""
+    own, other = dice_by_case(ours["cases"]), dice_by_case(theirs["cases"])
+    mean, low, high = bootstrap_mean([own[case] - value for case, value in other.items()])
+    wins = sum(own[case] > value for case, value in other.items())
+    elsewhere = "" if ours["machine"] == theirs["machine"] else " (not on the same machine)"
+    return f"autoseg - nnU-Net {mean:+.4f} [{low:+.4f}, {high:+.4f}], better in {wins} of {len(other)} cases{elsewhere}"
 
 
 if __name__ == "__main__":

@@ -190,7 +190,8 @@ class _Finish:
             mixture = at_temperature(mixture, temperature, bool(self.answers.scored.regions))
             hoped = expected(mixture, decided, self.answers.scored)
             decided = post_processed(decided, rules, mixture.voxel)
-            for key, reached in dice(mixture, decided, self.answers.scored).items():
+            for key, value in dice(mixture, decided, self.answers.scored).items():
+                reached = None if math.isnan(value) else value
                 found.append({"case": case, "label": int(key), "dice": reached, "expected": hoped[key]})
         return found
 

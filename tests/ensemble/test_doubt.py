@@ -56,15 +56,37 @@ def test_too_few_cases_or_no_expectation_teach_nothing() -> None:
     assert fit_doubt([]) is None
 
 
+def without(label: int, cases: int, there: int) -> list[dict[str, Any]]:
+    """Rows of cases in which nothing was found of a label, `there` of them nevertheless holding it."""
+    return [
+        {"case": f"case_{n}", "label": label, "dice": 0.0 if n < there else None, "expected": None}
+        for n in range(cases)
+    ]
+
+
 def test_a_rare_label_takes_the_line_of_all_and_an_absent_one_has_none() -> None:
-    rare = {"case": "case_0", "label": 7, "dice": 0.4, "expected": 0.8}
-    rule = fit_doubt([*rows(30), rare])
+    rare = {"case": "case_9", "label": 7, "dice": 0.4, "expected": 0.8}
+    rule = fit_doubt([*rows(30), rare, *without(7, 9, there=1), *without(8, 30, there=0)])
     assert rule is not None and set(rule.lines) == {"1", "3", "7"}
-    (found,) = doubts(rule, {"new": {"1": None, "3": None, "7": 0.8, "9": 0.5}})
-    assert found.dice["1"] is None and found.dice["9"] is None
+    assert rule.missed == {"1": 1.0, "3": 1.0, "7": round(1 / 9, 6), "8": 0.0}
+    (found,) = doubts(rule, {"new": {"7": 0.8, "8": None, "9": 0.5, "10": None}})
+    assert found.dice["8"] is None and found.dice["9"] is None and found.dice["10"] is None
     assert found.mean_dice == found.dice["7"]
-    (nothing,) = doubts(rule, {"empty": {"1": None}})
+    (nothing,) = doubts(rule, {"empty": {"7": None}})
     assert nothing.mean_dice is None and not nothing.look
+
+
+def test_a_label_that_is_mostly_there_and_was_not_found_is_one_to_look_at() -> None:
+    often_missed = without(5, 6, there=4)
+    rule = fit_doubt([*rows(30), *often_missed])
+    assert rule is not None and rule.missed == {"1": 1.0, "3": 1.0, "5": round(4 / 6, 6)}
+    found = doubts(rule, {"good": {"1": 0.95, "3": 0.95}, "bad": {"1": 0.95, "3": None}})
+    assert [(one.case, one.look) for one in found] == [("bad", True), ("good", False)]
+    assert found[0].dice["3"] == 0.0
+    everything = doubts(rule, {"blank": {"1": None, "3": None, "5": None}})
+    assert everything[0].mean_dice == 0.0 and everything[0].look
+    old = DoubtRule(rule.lines, rule.look_below, 30, 2)  # of a version that did not know
+    assert doubts(old, {"bad": {"1": None}})[0].mean_dice is None
 
 
 def test_dice_stays_between_0_and_1_and_a_line_never_falls() -> None:

@@ -246,7 +246,7 @@ def test_a_case_of_which_nothing_is_said_and_a_label_that_is_nowhere(tmp_path: P
     again = Answers({"a": {0: tmp_path / "a_0", 1: tmp_path / "a_1"}}, FOLD, LABELS, math.inf)
     found = select(again, Methods(again, networks(again), 5))
     rows = {(row["case"], row["label"]): row for row in found.rows}
-    assert rows["case_00", 1]["dice"] == 0 and math.isnan(rows["case_01", 1]["dice"])
+    assert rows["case_00", 1]["dice"] == 0 and rows["case_01", 1]["dice"] is None
     assert rows["case_00", 1]["expected"] is None and rows["case_01", 2]["expected"] is None
 
 
