@@ -338,6 +338,57 @@ def test_status_is_followed_until_the_run_ends(
     assert capsys.readouterr().out.count("process 7 on h") == 2 and next(states, None) is None
 
 
+def unread() -> int:
+    """The end to write to of a pipe whose reader is gone."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing
+
+
+def test_following_ends_with_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {"work_dir": "w", "jobs": {}, "leaderboard": [], "members": [], "stage": None, "time": None, "bytes": 0}
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "autoseg.pipeline.status", lambda work_dir: asked.append(work_dir) or {**state, "run": {"pid": 7, "host": "h"}}
+    )
+    monkeypatch.setattr("autoseg.cli.verbs.FOLLOW_SECONDS", 0.0)
+    with os.fdopen(unread(), "w", 1) as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        assert cli.main(["status", "--work_dir", "w", "--follow"]) == 0
+    assert asked == ["w"]
+
+
+def test_a_run_outlives_whoever_reads_what_it_prints(monkeypatch: pytest.MonkeyPatch, datalist: Path) -> None:
+    """`autoseg run ... 2>&1 | head`: print's lines and rich's; the run goes on to its result."""
+    from autoseg.cli.showing import make_screen
+
+    printed: list[int] = []
+
+    def talkative(*_: Any, **__: Any) -> RunResult:
+        for number in range(50):
+            print("a line", number)
+            print("a complaint", file=sys.stderr, flush=True)
+            make_screen().print("a line of rich's")
+            printed.append(number)
+        return RunResult(datalist.parent / "w", failed=(JobResult("segresnet_1", "failed"),))
+
+    monkeypatch.setattr("autoseg.pipeline.run", talkative)
+    with os.fdopen(unread(), "w", 1) as stream, os.fdopen(unread(), "w", 1) as errors:
+        monkeypatch.setattr("sys.stdout", stream)
+        monkeypatch.setattr("sys.stderr", errors)
+        assert cli.main(run_flags(datalist)) == 3
+    assert printed == list(range(50))
+
+
+def test_help_into_a_closed_pipe_is_no_error() -> None:
+    writing = unread()
+    done = subprocess.run(
+        [sys.executable, "-m", "autoseg", "--help"], stdout=writing, stderr=subprocess.PIPE, timeout=60
+    )
+    os.close(writing)
+    assert done.returncode == 0 and done.stderr == b""
+
+
 def test_logs_and_cancel(calls: list, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["logs", "w", "segresnet_0", "--lines", "2"]) == 0
     assert capsys.readouterr().out == "step 1\nstep 2\n"

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 
 from autoseg._version import __version__
 from autoseg.cli.flags import Flags
+from autoseg.cli.outlet import outlets
 from autoseg.cli.verbs import VERBS
 from autoseg.cli.words import parameters, parse_words, summary, verb_help
 from autoseg.errors import AutosegError, Fault, InputError, nearest
@@ -43,15 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     if not debug and not sys.warnoptions:
         warnings.simplefilter("ignore")  # of libraries; a user can do nothing about them
-    try:
-        with _terminated_as_interrupt():
-            return dispatch(words)
-    except (Exception, KeyboardInterrupt) as error:
-        if debug:
-            traceback.print_exc()
-        lines, code = _explain(error)
-        print(*lines, sep="\n", file=sys.stderr)
-        return code
+    with outlets():
+        try:
+            with _terminated_as_interrupt():
+                return dispatch(words)
+        except (Exception, KeyboardInterrupt) as error:
+            if debug:
+                traceback.print_exc()
+            lines, code = _explain(error)
+            print(*lines, sep="\n", file=sys.stderr)
+            return code
 
 
 def _explain(error: BaseException) -> tuple[list[str], int]:

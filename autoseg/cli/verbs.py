@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from autoseg.cli.flags import load, read_scored
+from autoseg.cli.outlet import unheard
 from autoseg.cli.showing import make_screen, show_result, show_status, show_sweep
 
 FOLLOW_SECONDS = 5.0
@@ -205,7 +206,7 @@ def status(*, work_dir: str = "./work_dir", json: bool = False, follow: bool = F
     while True:
         state = pipeline.status(work_dir)
         show_status(state, json)
-        if not follow or state.get("run") is None:
+        if not follow or state.get("run") is None or unheard():
             return 0
         print(flush=True)
         time.sleep(FOLLOW_SECONDS)
