@@ -123,12 +123,12 @@ def run_all(given: argparse.Namespace, asked: Sequence[tuple[str, float]], keep:
     for tool, minutes in asked:
         folder = home / f"{tool}_{minutes:g}"
         result = folder / "result.json"
-        if not result.is_file():
+        if not result.is_file() or "facts" not in read_json(result):
+            told = {"labels": datalist.labels, "machine": machine(), "commit": commit()}
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             run = Autoseg(home, folder) if tool == "autoseg" else NnUNet(home, folder, datalist, given)
             seconds, facts = run(60.0 * minutes)
-            told = {"labels": datalist.labels, "machine": machine(), "commit": commit()}
             cases = [] if "refused" in facts else scored(datalist, folder / "predictions")
             write_json(result, {"seconds": round(seconds, 1), "facts": facts, **told, "cases": cases})
         write_json(keep / f"{tool}_{minutes:g}.json", read_json(result))
@@ -148,9 +148,14 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """The commit of this code; `+` where files differ from it."""
-    argv = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=7", "--dirty=+"]
-    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip()
+    """The commit of this code; `+` where files differ from it, those of results apart."""
+
+    def asked(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    changed = asked("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    return asked("rev-parse", "--short=7", "HEAD") + "+" * bool(changed)
 
 
 def divided(source: Path, target: Path, unseen: str) -> Datalist:
@@ -206,7 +211,10 @@ class Autoseg:
         log = self.folder / "output.log"
         seconds = command(argv, log, environment(), well=(0, 2, 3))
         if not (work_dir / "ensemble_output").is_dir():
-            return seconds, {"refused": log.read_text("utf-8").strip().splitlines()[-1]}
+            last = log.read_text("utf-8").strip().splitlines()[-1]
+            if "time_limit: " not in last:
+                raise SystemExit(f"{last} (log: {log})")
+            return seconds, {"refused": last}
         shutil.copytree(work_dir / "ensemble_output", self.folder / "predictions")
         board = read_json(work_dir / "leaderboard.json")["entries"]
         return seconds, {"networks": len(board), "steps": [entry["steps"] for entry in board]}

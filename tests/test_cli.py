@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import signal
@@ -352,7 +354,7 @@ def test_following_ends_with_its_reader(monkeypatch: pytest.MonkeyPatch) -> None
         "autoseg.pipeline.status", lambda work_dir: asked.append(work_dir) or {**state, "run": {"pid": 7, "host": "h"}}
     )
     monkeypatch.setattr("autoseg.cli.verbs.FOLLOW_SECONDS", 0.0)
-    with os.fdopen(unread(), "w", 1) as stream:
+    with os.fdopen(unread(), "w") as stream:
         monkeypatch.setattr("sys.stdout", stream)
         assert cli.main(["status", "--work_dir", "w", "--follow"]) == 0
     assert asked == ["w"]
@@ -387,6 +389,30 @@ def test_help_into_a_closed_pipe_is_no_error() -> None:
     )
     os.close(writing)
     assert done.returncode == 0 and done.stderr == b""
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed: what a disowned process writes there is an input/output error."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_closed_terminal_and_no_output_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream in (Gone(), None):
+        monkeypatch.setattr("sys.stdout", stream)
+        monkeypatch.setattr("sys.stderr", stream)
+        assert cli.main(["--version"]) == 0
+        assert cli.main(["nonsense"]) == 2
+        assert sys.stdout is stream
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_full_disk_under_the_output_is_said() -> None:
+    with open("/dev/full", "wb") as full:
+        argv = [sys.executable, "-m", "autoseg", "--version"]
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, timeout=60)
+    assert done.returncode != 0 and b"No space left" in done.stderr
 
 
 def test_logs_and_cancel(calls: list, capsys: pytest.CaptureFixture[str]) -> None:

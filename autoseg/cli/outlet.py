@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
+
+GONE = (errno.EPIPE, errno.EIO)  # a pipe's reader, a terminal
 
 
 class Outlet:
@@ -34,24 +37,27 @@ class Outlet:
     def _losing(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
             self.lost = True  # what the stream still holds, and what follows, goes nowhere
             with contextlib.suppress(OSError):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self.stream.fileno())
+                place, nowhere = self.stream.fileno(), os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, place)
                 os.close(nowhere)
 
 
 @contextlib.contextmanager
 def outlets() -> Iterator[None]:
-    """Standard output and errors as outlets."""
+    """Standard output and errors as outlets, where there are some."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast(TextIO, Outlet(stream)) for stream in before)
+    sys.stdout, sys.stderr = (stream and cast(TextIO, Outlet(stream)) for stream in before)
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):  # closed
-            sys.stdout.flush()
+        with contextlib.suppress(ValueError, OSError):  # closed; a full disk is told of when Python ends
+            if sys.stdout is not None:
+                sys.stdout.flush()
         sys.stdout, sys.stderr = before
 
 

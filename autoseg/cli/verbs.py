@@ -206,9 +206,11 @@ def status(*, work_dir: str = "./work_dir", json: bool = False, follow: bool = F
     while True:
         state = pipeline.status(work_dir)
         show_status(state, json)
-        if not follow or state.get("run") is None or unheard():
+        if not follow or state.get("run") is None:
             return 0
         print(flush=True)
+        if unheard():
+            return 0
         time.sleep(FOLLOW_SECONDS)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 LEAST_CASES = 8  # fewer say nothing
 DEFINITION = 2  # of what is expected: a rule of another one is of no use
-MOSTLY = 0.5  # of the cases
+MOSTLY = 0.5  # so often a label that is not found must be there for that to be a fault
 WORST = 0.1  # share of the out-of-fold cases that would be looked at
 
 
@@ -23,7 +23,7 @@ WORST = 0.1  # share of the out-of-fold cases that would be looked at
 class DoubtRule:
     """By label Dice = intercept + slope * expected; `look_below` bounds a case's mean over its labels.
 
-    `missed`: by label, in what share of the cases of which nothing was found it was there; 1 where it always was found.
+    `missed`: by label, how often it is there where nothing is found of it.
     """
 
     lines: dict[str, tuple[float, float]]
@@ -35,7 +35,10 @@ class DoubtRule:
 
 @dataclass(frozen=True)
 class CaseDoubt:
-    """What is predicted of a case: its Dice by label, their mean (None where no label likely is), whether to look."""
+    """What is predicted of a case: its Dice by label, their mean (None where no label likely is), whether to look.
+
+    One to look at has a low mean, or lacks a label that is likely there.
+    """
 
     case: str
     mean_dice: float | None
@@ -63,16 +66,25 @@ def fit_doubt(rows: Iterable[Mapping[str, Any]]) -> DoubtRule | None:
         label: _line(by_label[label]) if len(by_label.get(label, ())) >= LEAST_CASES else everything for label in labels
     }
     expected: dict[str, dict[str, float | None]] = {}
-    there: dict[str, list[bool]] = {}
-    for row in rows:
-        expected.setdefault(row["case"], {})[str(row["label"])] = row["expected"]
-        not_found = there.setdefault(str(row["label"]), [])
-        if row["expected"] is None:
-            not_found.append(row["dice"] is not None)
-    missed = {label: round(fmean(found), 6) if found else 1.0 for label, found in sorted(there.items())}
-    rule = DoubtRule(dict(sorted(lines.items())), 0.0, len(cases), DEFINITION, missed)
+    for row in known:
+        expected.setdefault(row["case"], {})[str(row["label"])] = float(row["expected"])
+    rule = DoubtRule(dict(sorted(lines.items())), 0.0, len(cases), DEFINITION)
     means = [found.mean_dice for found in doubts(rule, expected) if found.mean_dice is not None]
-    return replace(rule, look_below=round(float(np.quantile(means, WORST)), 6))
+    return replace(rule, look_below=round(float(np.quantile(means, WORST)), 6), missed=_missed(rows))
+
+
+def _missed(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """By label, the share of the predictions without it whose case has it.
+
+    The share of all cases that have it counts as one prediction more; so it alone decides where it always was found.
+    """
+    found = {}
+    for label in sorted({str(row["label"]) for row in rows}):
+        own = [row for row in rows if str(row["label"]) == label]
+        without = [row["dice"] is not None for row in own if row["expected"] is None]
+        usual = fmean(row["dice"] is not None for row in own)
+        found[label] = round((sum(without) + usual) / (len(without) + 1), 6)
+    return found
 
 
 def _line(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -91,7 +103,8 @@ def doubts(rule: DoubtRule, expected: Mapping[str, Mapping[str, float | None]]) 
         dice = {label: _dice(rule, label, value) for label, value in by_label.items()}
         known = [value for value in dice.values() if value is not None]
         mean = round(fmean(known), 4) if known else None
-        found.append(CaseDoubt(case, mean, mean is not None and mean < rule.look_below, dice))
+        lacking = any(value is None and dice[label] is not None for label, value in by_label.items())
+        found.append(CaseDoubt(case, mean, lacking or (mean is not None and mean < rule.look_below), dice))
     return sorted(found, key=lambda one: (one.mean_dice is None, one.mean_dice or 0.0, one.case))
 
 

@@ -68,7 +68,7 @@ def test_a_rare_label_takes_the_line_of_all_and_an_absent_one_has_none() -> None
     rare = {"case": "case_9", "label": 7, "dice": 0.4, "expected": 0.8}
     rule = fit_doubt([*rows(30), rare, *without(7, 9, there=1), *without(8, 30, there=0)])
     assert rule is not None and set(rule.lines) == {"1", "3", "7"}
-    assert rule.missed == {"1": 1.0, "3": 1.0, "7": round(1 / 9, 6), "8": 0.0}
+    assert rule.missed == {"1": 1.0, "3": 1.0, "7": 0.12, "8": 0.0}  # (1 of 9, and 2 of 10 as one more) of 10
     (found,) = doubts(rule, {"new": {"7": 0.8, "8": None, "9": 0.5, "10": None}})
     assert found.dice["8"] is None and found.dice["9"] is None and found.dice["10"] is None
     assert found.mean_dice == found.dice["7"]
@@ -77,8 +77,7 @@ def test_a_rare_label_takes_the_line_of_all_and_an_absent_one_has_none() -> None
 
 
 def test_a_label_that_is_mostly_there_and_was_not_found_is_one_to_look_at() -> None:
-    often_missed = without(5, 6, there=4)
-    rule = fit_doubt([*rows(30), *often_missed])
+    rule = fit_doubt([*rows(30), *without(5, 6, there=4)])
     assert rule is not None and rule.missed == {"1": 1.0, "3": 1.0, "5": round(4 / 6, 6)}
     found = doubts(rule, {"good": {"1": 0.95, "3": 0.95}, "bad": {"1": 0.95, "3": None}})
     assert [(one.case, one.look) for one in found] == [("bad", True), ("good", False)]
@@ -87,6 +86,26 @@ def test_a_label_that_is_mostly_there_and_was_not_found_is_one_to_look_at() -> N
     assert everything[0].mean_dice == 0.0 and everything[0].look
     old = DoubtRule(rule.lines, rule.look_below, 30, 2)  # of a version that did not know
     assert doubts(old, {"bad": {"1": None}})[0].mean_dice is None
+
+
+def test_one_of_many_labels_is_enough_and_missing_it_often_hides_none() -> None:
+    many = [{**row, "label": label} for row in rows(30) if row["label"] == 1 for label in range(1, 14)]
+    rule = fit_doubt(many)
+    assert rule is not None
+    everywhere: dict[str, float | None] = {str(label): 0.95 for label in range(1, 14)}
+    (lacking,) = doubts(rule, {"new": {**everywhere, "4": None}})
+    assert lacking.look and lacking.mean_dice is not None and lacking.mean_dice > rule.look_below
+    assert not doubts(rule, {"new": everywhere})[0].look
+    lesions = fit_doubt([row for row in rows(30) if row["label"] == 1] + without(1, 10, there=10))
+    assert lesions is not None and lesions.look_below > 0.3
+    assert doubts(lesions, {"blank": {"1": None}})[0].look
+
+
+def test_a_label_that_is_mostly_absent_but_never_quite_ruled_out_is_not_missed() -> None:
+    traces = [{"case": f"case_{n}", "label": 2, "dice": 0.7 if n < 3 else None, "expected": 0.0} for n in range(30)]
+    rule = fit_doubt([*rows(30), *traces])
+    assert rule is not None and rule.missed["2"] == 0.1
+    assert not doubts(rule, {"clean": {"1": 0.95, "3": 0.95, "2": None}})[0].look
 
 
 def test_dice_stays_between_0_and_1_and_a_line_never_falls() -> None:
