@@ -1,7 +1,7 @@
 """Probabilities of a validation case in a file, by which an ensemble is chosen. No torch is loaded here.
 
-Kept is the box that holds every voxel in which a foreground class, or a region, has a probability of LEAST or more;
-what is less is 0: float16, compressed. The background of exclusive classes is what the others leave.
+Kept is the box that holds every voxel in which a foreground class, or a region, has a probability of LEAST or more, and
+0 where none has: float16, compressed. The background of exclusive classes is what the others leave.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LEAST = 0.01  # probability of a class or region, under which it counts as none
 NOTHING = 0.5  # voxels: what is expected of less is absent
-LARGEST = 2 * 2**30  # bytes in memory of what is kept of a case
+LARGEST = 2**29  # bytes of what is kept of a case: choosing an ensemble takes a few times as much memory
 Half = npt.NDArray[np.float16]
 
 
@@ -77,7 +77,7 @@ class Collector:
     """
 
     def __init__(self, axis: int, first: int, limit: int = LARGEST):
-        self.axis, self.first, self.limit = axis, first, limit
+        self.axis, self.first, self.most, self.limit = axis, first, limit, limit
         self._pieces: list[tuple[list[int], Half]] = []
         self._classes = 0
 
@@ -93,7 +93,7 @@ class Collector:
             self._pieces.clear()
             return
         corner[self.axis] += start
-        kept = block.where(block >= LEAST, 0.0).half()  # traces are not worth their bytes
+        kept = block.where((block >= LEAST).any(0), 0.0).half()  # voxels of traces alone are not worth their bytes
         self._pieces.append((corner, kept.cpu().numpy()))
 
     def taken(self, reference: npt.NDArray[Any], scored: Scored, spacing: Sequence[float]) -> OutOfFold | None:
@@ -103,6 +103,8 @@ class Collector:
         low = np.min([corner for corner, _ in self._pieces], 0) if self._pieces else np.zeros(3, int)
         ends = [np.add(corner, block.shape[1:]) for corner, block in self._pieces]
         size = (np.max(ends, 0) if ends else low) - low
+        if 2 * self._classes * int(np.prod(size)) > self.most:  # pieces far apart
+            return None
         whole: Half = np.zeros((self._classes, *size), np.float16)
         for corner, block in self._pieces:
             place = _place(np.subtract(corner, low), block.shape[1:])

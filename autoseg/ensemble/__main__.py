@@ -5,7 +5,7 @@ predict: bundles (folders), cases (records), outputs (case id -> file), combinat
 uncertainty (whether maps of it are wanted), progress (metrics.jsonl, a line a case). Exit code 0 where a case was
 predicted, 1 where none was, else that of the error.
 select: families (name -> fold -> bundle), cases (id -> fold), labels and regions (what is scored), networks (records
-of `Network`, of a family the best first), n_best, seconds (most to predict a case, or null), given and method (members'
+of `Network`, the best first), n_best, seconds (most to predict a case, or null), given and method (members'
 weights that are chosen already, or null), deadline (seconds since the epoch, or null), results (the JSON file to write:
 a `Selection`, or the reason why there is none).
 """
@@ -70,11 +70,13 @@ def choose(spec: dict[str, Any]) -> None:
     names = {int(key): str(name) for key, name in spec["labels"].items()}
     scored = Scored(names, tuple(tuple(int(v) for v in values) for values in spec["regions"]))
     deadline, seconds = (math.inf if spec.get(key) is None else float(spec[key]) for key in ("deadline", "seconds"))
-    answers = Answers(families, spec["cases"], scored, deadline)
     networks = [from_plain(Network, one) for one in spec["networks"]]
-    networks = [one for one in networks if one.family in answers.families]
-    methods = Methods(answers, networks, int(spec["n_best"]), seconds)
     try:
+        answers = Answers(families, spec["cases"], scored, deadline)
+        if not spec.get("given") and networks[0].family not in answers.families:
+            raise NoResultError(f"too few probabilities of {networks[0].family}, the best family, are kept")
+        heard = [one for one in networks if one.family in answers.families]
+        methods = Methods(answers, heard, int(spec["n_best"]), seconds)
         found: Any = select(answers, methods, spec.get("given"), spec.get("method") or "")
     except NoResultError as error:  # which is an answer, too
         logger.warning("%s", error)

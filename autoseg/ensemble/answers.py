@@ -177,7 +177,7 @@ def expected(mixture: Mixture, decided: npt.NDArray[Any], scored: Scored) -> dic
     """What the probabilities expect of the Dice, as `autoseg.engine.expected` does."""
     found: dict[str, float | None] = {}
     for key, probabilities in zip(sorted(scored.names), mixture.probabilities, strict=True):
-        mask = scored.mask(decided, key)
+        mask = probabilities > 0.5 if scored.regions else scored.mask(decided, key)
         size = int(np.count_nonzero(mask))
         total = float(probabilities[probabilities >= LEAST].sum(dtype=np.float64))
         inside = float(probabilities[mask].sum(dtype=np.float64))

@@ -20,15 +20,28 @@ Tried = dict[Rule, float]  # Dice of a label in a case
 
 
 def smallest_components(answers: Answers) -> dict[int, dict[str, float]]:
-    """By label and case, mm3 of the smallest component of the reference; infinite without one."""
+    """By label and case, mm3 of the smallest component of the reference; infinite without one.
+
+    One that the border of the box cuts, in which probabilities are kept, is left out.
+    """
     found: dict[int, dict[str, float]] = {label: {} for label in answers.keys}
     for case in answers.cases:
         mixture = answers.mixture(case, answers.shares({answers.families[0]: 1.0}))
         for label in answers.keys:
-            components, count = ndimage.label(mixture.reference == label)
-            sizes = np.bincount(components.reshape(-1))[1:]
-            found[label][case] = float(sizes.min()) * mixture.voxel if count else math.inf
+            sizes = _whole_components(mixture.reference == label)
+            found[label][case] = float(sizes.min()) * mixture.voxel if len(sizes) else math.inf
     return found
+
+
+def _whole_components(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+    """Voxels of each component that no face of the box [X, Y, Z] cuts."""
+    components, _ = ndimage.label(mask)
+    sizes = np.bincount(components.reshape(-1), minlength=1)
+    sizes[0] = 0
+    for axis in range(3):
+        for end in (0, -1) if mask.shape[axis] > 1 else ():  # along one of a single voxel, a picture's, nothing is cut
+            sizes[components.take(end, axis).reshape(-1)] = 0
+    return sizes[sizes > 0]
 
 
 class Rules:

@@ -49,17 +49,23 @@ class Methods:
         return {name: self._in_time(way) for name, way in ways.items()}
 
     def _in_time(self, way: Callable[[Sequence[str]], Weights]) -> Callable[[Sequence[str]], Weights]:
-        return lambda cases: self.trimmed(way(cases))
+        return lambda cases: self.trimmed(way(cases), cases)
 
-    def trimmed(self, weights: Weights) -> Weights:
+    def trimmed(self, weights: Weights, cases: Sequence[str]) -> Weights:
         """As many of these members as predict a case in time, one at least: from each family in turn, the one with the
-        most weight first; weights of those that go pass to the others of their family.
+        most weight first, of equal ones the one that cases say is better; weights of those that go pass to the others
+        of their family.
         """
         chosen = [n for n in self.networks if n.name in weights]
         if sum(n.seconds for n in chosen) <= self.seconds:
             return weights
         whole = {f: sum(weights[n.name] for n in chosen if n.family == f) for f in self.of_family}
-        turns = sorted(chosen, key=lambda n: ([m for m in chosen if m.family == n.family].index(n), -whole[n.family]))
+        values = {f: _rank(self._value({f: 1.0}, cases)) for f in whole}
+
+        def turn(n: Network) -> tuple[int, float, float]:
+            return [m for m in chosen if m.family == n.family].index(n), -whole[n.family], -values[n.family]
+
+        turns = sorted(chosen, key=turn)
         kept: list[Network] = []
         for network in turns:
             if sum(n.seconds for n in kept) + network.seconds <= self.seconds:
@@ -107,7 +113,7 @@ class Methods:
         best, best_value, since = dict(counts), -math.inf, 0
         for pick in range(PICKS):
             further = [{**counts, name: counts[name] + 1} for name in counts]
-            values = self._values([self.trimmed(self._whole(some)) for some in further], cases)
+            values = self._values([self.trimmed(self._whole(some), cases) for some in further], cases)
             value, counts = max(zip(values, further, strict=True), key=lambda pair: pair[0])
             if pick == 0 or value > best_value + 1e-9:
                 best, best_value, since = dict(counts), value, pick

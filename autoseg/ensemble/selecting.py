@@ -79,8 +79,7 @@ def select(answers: Answers, methods: Methods, given: Weights | None = None, nam
     if given is not None:
         if unheard := set(given) - {network.name for network in methods.networks}:
             raise NoResultError(f"too few probabilities are kept of {', '.join(sorted(unheard))}")
-        kept = methods.trimmed(given)
-        ways = {BEST_FAMILY: ways[BEST_FAMILY], name: lambda cases: kept}
+        ways = {BEST_FAMILY: ways[BEST_FAMILY], name: lambda cases: methods.trimmed(given, cases)}
     judged = {key: nested(answers, methods, way) for key, way in ways.items()}
     single = by_case(judged[BEST_FAMILY][1])
     candidates = []
@@ -201,12 +200,13 @@ def at_temperature(mixture: Mixture, temperature: float, regions: bool) -> Mixtu
     p = mixture.probabilities
     if temperature == 1.0 or not p.size:
         return mixture
+    changed = p.copy()
     if regions:
-        both = np.stack([1 - p, p], -1).reshape(-1, 2)
-        changed = calibration.tempered(both, temperature)[:, 1].reshape(p.shape)
         open_ = p >= LEAST
+        changed[open_] = calibration.tempered(np.stack([1 - p[open_], p[open_]], 1), temperature)[:, 1]
     else:
-        whole = np.concatenate([np.clip(1 - p.sum(0, keepdims=True), 0, 1), p]).reshape(len(p) + 1, -1).T
-        changed = calibration.tempered(whole, temperature)[:, 1:].T.reshape(p.shape)
-        open_ = (p.max(0) >= LEAST)[None]
-    return mixture._replace(probabilities=np.where(open_, changed, p).astype(np.float32))
+        open_ = p.max(0) >= LEAST
+        some = p[:, open_]
+        whole = np.concatenate([np.clip(1 - some.sum(0, keepdims=True), 0, 1), some]).T
+        changed[:, open_] = calibration.tempered(whole, temperature)[:, 1:].T
+    return mixture._replace(probabilities=changed)

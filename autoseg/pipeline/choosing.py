@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -235,6 +236,8 @@ def _selected(session: Session, datalist: Datalist, asked: _Question, planned: P
         resources=Resources(cpus=session.devices.cores),
     )
     folder.mkdir(parents=True, exist_ok=True)
+    if _takes_longer(result, spec["seconds"]):  # an earlier call's choice, for which there was more time
+        result.unlink()
     limit = LONGEST if planned is None or session.clock is None else planned.selecting
     write_json(folder / "spec.json", {**spec, "deadline": time.time() + limit, "results": str(result)})
     results = run_jobs(session, [job], session.whole_machine())
@@ -248,6 +251,16 @@ def _selected(session: Session, datalist: Datalist, asked: _Question, planned: P
     if plain.get("no_time"):  # another time there may be more
         result.unlink()
     return None
+
+
+def _takes_longer(result: Path, seconds: float | None) -> bool:
+    """Whether a selection stands there whose members take longer to predict a case."""
+    if seconds is None or not result.is_file():
+        return False
+    with contextlib.suppress(InputError):
+        plain = read_json(result)
+        return "reason" not in plain and restored(Selection, plain, result).chosen.seconds > seconds
+    return True
 
 
 def _spec(session: Session, datalist: Datalist, asked: _Question, planned: Pace | None) -> dict[str, Any] | None:
@@ -278,13 +291,18 @@ def _spec(session: Session, datalist: Datalist, asked: _Question, planned: Pace 
 def _prediction_times(
     session: Session, datalist: Datalist, entries: Sequence[LeaderboardEntry], planned: Pace | None
 ) -> tuple[dict[str, float], float | None]:
-    """(seconds that a network of each family takes to predict a case, most that an ensemble may take)."""
+    """(seconds that a network of each family takes to predict a case, most that an ensemble may take).
+
+    Within a time limit that is also what is left of it, by what predictions were measured to take side by side.
+    """
     taken, limit = _seconds_a_case(session, entries), session.config.predict_seconds_per_case
     if planned is None or session.clock is None or not datalist.testing:
         return taken, limit
     cases = len(datalist.testing)
-    taken |= {name: seconds / cases for name, seconds in planned.member_seconds.items()}
-    left = max(0.0, session.clock.left - planned.closing) / cases
+    shared = {name: seconds / cases for name, seconds in planned.member_seconds.items()}  # several at a time, on GPUs
+    taken = {**shared, **taken}
+    at_a_time = min((taken[name] / own for name, own in shared.items() if own > 0), default=1.0)
+    left = at_a_time * max(0.0, session.clock.left - planned.closing) / cases
     return taken, left if limit is None else min(left, limit)
 
 
@@ -314,18 +332,19 @@ def in_time(
     ranks: Mapping[str, float],
     reason: str = "the time limit leaves too little time for its predictions",
 ) -> tuple[list[LeaderboardEntry], list[tuple[str, str]]]:
-    """(the best of the members that predict within `seconds`, one at least; those left out, with the reason).
+    """(the best of the members that predict within `seconds`, or the fastest; those left out, with the reason).
 
     `ranks`: the mean Dice by which each is judged, of one without validation what its family has elsewhere, or NaN.
     """
+    ordered = _best_first(members, ranks)
     kept: list[LeaderboardEntry] = []
-    left_out: list[tuple[str, str]] = []
-    for member in _best_first(members, ranks):
-        seconds -= member_seconds.get(member.algo, 0.0)
-        if seconds >= 0 or not kept:
+    for member in ordered:
+        needed = member_seconds.get(member.algo, 0.0)
+        if needed <= seconds:
             kept.append(member)
-        else:
-            left_out.append((member.name, reason))
+            seconds -= needed
+    kept = kept or sorted(ordered, key=lambda member: member_seconds.get(member.algo, 0.0))[:1]
+    left_out = [(member.name, reason) for member in ordered if member not in kept]
     return [member for member in members if member in kept], left_out
 
 

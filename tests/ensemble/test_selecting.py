@@ -19,7 +19,9 @@ from autoseg.engine.classes import Classes
 from autoseg.engine.combination import PostProcessing
 from autoseg.engine.out_of_fold import OutOfFold
 from autoseg.ensemble import calibration
+from autoseg.ensemble.__main__ import choose
 from autoseg.ensemble.answers import Answers, NoTimeError
+from autoseg.ensemble.clearing import _whole_components
 from autoseg.ensemble.members import ALL, BEST_BY_FOLD, BEST_N
 from autoseg.ensemble.methods import BEST_FAMILY, GREEDY, Methods, Network, nested, parts
 from autoseg.ensemble.selecting import Selection, select
@@ -284,6 +286,35 @@ def test_too_few_cases_and_no_time(tmp_path: Path) -> None:
     late.deadline = 0.0
     with pytest.raises(NoTimeError, match="no time"):
         select(late, Methods(late, networks(late), 5))
+
+
+def test_of_equal_members_those_stay_that_the_cases_say_are_better(tmp_path: Path) -> None:
+    """Not the ones that are first on the leaderboard, which knows the cases that are judged."""
+    answers = write(tmp_path, {"a": alike(6.0), "b": alike(1.0)})
+    methods = Methods(answers, networks(answers), 5, seconds=1.0)
+    assert methods.networks[0].family == "a"
+    for way in methods.all_of_them().values():
+        assert set(way(answers.cases)) <= {"b_0", "b_1"}
+
+
+def test_a_deadline_while_files_are_read_is_an_answer(tmp_path: Path) -> None:
+    answers = write(tmp_path, {"a": alike(3.0)})
+    spec: dict[str, Any] = {
+        "families": {"a": {str(n): str(tmp_path / f"a_{n}") for n in range(FOLDS)}},
+        **{"cases": FOLD, "labels": {"1": "a", "2": "b"}, "regions": [], "n_best": 2, "deadline": 0.0},
+        "networks": [vars(network) for network in networks(answers)],
+        "results": str(tmp_path / "selection.json"),
+    }
+    choose(spec)
+    assert read_json(tmp_path / "selection.json")["no_time"] is True
+
+
+def test_components_that_the_box_cuts_are_not_small_ones() -> None:
+    mask = np.zeros((9, 9, 9), bool)
+    mask[0, 4, 4] = mask[3:5, 3:5, 3:5] = mask[6, 6, 6:8] = True
+    assert sorted(_whole_components(mask)) == [2, 8]
+    assert sorted(_whole_components(mask[:, :, 4:5])) == [4]  # a picture: cut by its four sides alone
+    assert not _whole_components(np.zeros((0, 3, 3), bool)).size
 
 
 def test_calibration_error() -> None:

@@ -111,6 +111,25 @@ def test_a_limit_on_prediction_time(make_scene: MakeScene) -> None:
     assert any("predict_seconds_per_case leaves no time" in message for message in scene.warnings())
 
 
+def test_a_choice_for_which_there_is_too_little_time_now_is_made_again(make_scene: MakeScene) -> None:
+    scene = make_scene(a=3.0, b=3.0)
+    assert len(scene.pick().members) == 4
+    result = scene.session.workspace.job("select") / "selection.json"
+    assert not choosing._takes_longer(result, None) and not choosing._takes_longer(result, 100.0)
+    assert choosing._takes_longer(result, 0.1) and not choosing._takes_longer(result.with_name("none"), 0.1)
+    result.write_text("torn", "utf-8")
+    assert choosing._takes_longer(result, 100.0)
+
+
+def test_a_leading_family_of_which_few_cases_are_kept_is_not_left_out_for_that(make_scene: MakeScene) -> None:
+    scene = make_scene(a=3.0, b=3.0)
+    for case in scene.datalist.training[:7]:
+        out_of_fold_file(scene.session.workspace.root / f"a_{case.fold}", case.id).unlink()
+    assert scene.pick().members == ("a_0", "a_1") and "selection" not in scene.record
+    said = [event.message for event in scene.events if "not chosen out of fold" in event.message]
+    assert len(said) == 1 and "too few probabilities of a, the best family, are kept" in said[0]
+
+
 def test_members_that_a_method_gives_are_weighed_alike_and_calibrated(make_scene: MakeScene) -> None:
     scene = make_scene(a=3.0, b=3.0)
     scene.board[3] = replace(scene.board[3], mean_dice=0.95)  # b_1 is the best of its fold

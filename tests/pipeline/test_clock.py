@@ -129,6 +129,10 @@ def test_the_best_members_that_are_in_time_are_kept() -> None:
     assert [name for name, _ in late] == ["a_0"]
     assert [entry.fold for entry in in_time(board, -5.0, {"a": 10.0}, ranks)[0]] == [1]  # a result there must be
     assert in_time(board, 30.0, {"a": 10.0}, ranks) == (board, [])
+    quick = LeaderboardEntry("b", 0, "done", 0.6)
+    for seconds in (5.0, 0.5):  # what is left out takes no time of the others
+        kept, late = in_time([*board, quick], seconds, {"a": 10.0, "b": 1.0}, {**ranks, "b_0": 0.6})
+        assert kept == [quick] and len(late) == 3
     refit = LeaderboardEntry("a", 3, "done", math.nan)  # on all cases: ranked by its family
     kept, _ = in_time([*board, refit], 25.0, {"a": 10.0}, {**ranks, "a_3": 0.85})
     assert [entry.fold for entry in kept] == [1, 3]
