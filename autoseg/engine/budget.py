@@ -78,6 +78,12 @@ class Budget:
             return share * VALIDATIONS >= progress.validations + 1
         return progress.step % (int(self.settings["num_epochs_per_validation"]) * self.steps_per_epoch) == 0
 
+    def validations(self, progress: Progress, seconds: float) -> int:
+        """Of those made, how many count: a budget that has grown since is divided anew."""
+        if self.settings["num_iterations"] or self.by_time:
+            return min(progress.validations, int(self.share(progress, seconds) * VALIDATIONS))
+        return progress.validations
+
     def share(self, progress: Progress, seconds: float) -> float:
         """Share spent, 0 to 1, after `seconds` of training."""
         total = self.total_seconds(progress, seconds)

@@ -37,9 +37,9 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
         self.share = float(settings["foreground_share"])
         self.slice_axis = slice_axis(settings)
         margin = float(settings["affine_margin"])
-        self.size = [
-            int(s) if axis == self.slice_axis else math.ceil(s * margin) for axis, s in enumerate(settings["roi_size"])
-        ]
+        self.roi = [int(s) for s in settings["roi_size"]]
+        # what is cut, to be rotated; the middle of it is the patch
+        self.size = [s if axis == self.slice_axis else math.ceil(s * margin) for axis, s in enumerate(self.roi)]
         # a plane has no mirror image across itself: its left and right stay
         self.mirror_axes = [int(axis) for axis in settings["mirror_axes"] if axis != self.slice_axis]
         self.mirror_prob = float(settings["mirror_prob"])
@@ -74,21 +74,22 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
         return augmented
 
     def _start(self, case: CachedCase, random: np.random.Generator) -> list[int]:
-        """First corner of the patch, possibly outside of the volume: `cut` pads."""
+        """First corner of what is cut for a patch that lies within the volume, or around it where it is larger.
+
+        What is cut may reach beyond: `cut` pads. Were it to lie within, a patch would never hold the volume's border.
+        """
         shape = case.label.shape
         centre: Sequence[float]
         if case.places and random.random() < self.share:
             places = case.places[int(random.choice(sorted(case.places)))]
-            jitter = [(random.random() - 0.5) * s * 0.5 for s in self.size]
+            jitter = [(random.random() - 0.5) * s * 0.5 for s in self.roi]
             centre = [float(p) + j for p, j in zip(places[random.integers(len(places))], jitter, strict=True)]
         else:
             centre = [random.random() * n - 0.5 for n in shape]
         start = []
-        for middle, size, n in zip(centre, self.size, shape, strict=True):
-            if n <= size:  # the whole axis fits: centred, moved by what room there is
-                start.append(-((size - n) // 2))
-            else:
-                start.append(int(min(max(round(middle - (size - 1) / 2), 0), n - size)))
+        for middle, roi, size, n in zip(centre, self.roi, self.size, shape, strict=True):
+            first = -((roi - n) // 2) if n <= roi else int(min(max(round(middle - (roi - 1) / 2), 0), n - roi))
+            start.append(first - (size // 2 - roi // 2))  # as the middle is taken
         return start
 
 

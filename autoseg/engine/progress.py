@@ -44,6 +44,10 @@ class Progress:
             self.step, self.best_step = now
         self.epoch_steps = epoch_steps
 
+    def go_on_as(self, before: Progress) -> None:
+        """After a return: what fits into memory, and what a window takes, has not changed."""
+        self.parts, self.patch, self.window_seconds = before.parts, before.patch, before.window_seconds
+
     def note_validation(self, mean_dice: float) -> None:
         """An entry of progress.yaml; `mean_dice` is NaN where there are no cases to validate on."""
         self.history.append(

@@ -111,11 +111,6 @@ class Trainer:
         """The arithmetic of the network's passes."""
         return autocast_for(self.precision, self.device)
 
-    @property
-    def share(self) -> float:
-        """Share of the budget spent, 0 to 1: steps or time, whichever is further."""
-        return self.budget.share(self.progress, self._seconds())
-
     def _seconds(self) -> float:
         return self.progress.seconds + time.monotonic() - self._resumed
 
@@ -123,6 +118,7 @@ class Trainer:
         """Train until the budget is spent; returns where it ended. The last validation, if any, comes on top."""
         self._resumed = time.monotonic()
         self._resume()
+        self.progress.validations = self.budget.validations(self.progress, self._seconds())
         set_track_meta(False)
         try:
             with self.journal.open(self.progress.step):
@@ -138,6 +134,8 @@ class Trainer:
             before(self.checkpoint).unlink(missing_ok=True)
         if not self.progress.best_step:
             self._save_weights("model.pt")
+            if not self.progress.history:  # resumed when its time was over: nothing was ever scored
+                self.progress.keep_unscored()
         return self.progress
 
     def rehearse(self, seconds: float, most: int) -> list[float]:
@@ -163,7 +161,7 @@ class Trainer:
         warmup = int(float(self.settings["num_warmup_epochs"]) * self.steps_per_epoch)
         logged, losses = time.monotonic(), []
         while True:
-            share, stop = self.ranks.agreed(self.share, self.stop)
+            share, stop = self.ranks.agreed(self.budget.share(self.progress, self._seconds()), self.stop)
             if stop or (share >= 1.0 and self.progress.validations):  # a late start, too, has an end
                 break
             rate = learning_rate(self.settings, share, self.progress.step, warmup) * 0.5**self.progress.returns
@@ -223,7 +221,7 @@ class Trainer:
             self.journal.forget_after(0)
         self.ranks.agreed(0.0)  # the checkpoint has been read by all
         self.progress.returns, self.progress.seconds, self._resumed = returns, seconds, time.monotonic()
-        self.progress.parts, self.progress.patch = before.parts, before.patch
+        self.progress.go_on_as(before)
         self._feed()
         self._save_checkpoint()
         where = f"back to step {self.progress.step}, with half the learning rate"
@@ -287,7 +285,8 @@ class Trainer:
 
     def _validate(self, rate: float) -> None:
         """Score the network, where that is worth its time, and leave a checkpoint."""
-        seconds, last = self._seconds(), self.share >= 1.0 or self.stop
+        seconds = self._seconds()
+        last = self.budget.share(self.progress, seconds) >= 1.0 or self.stop
         self.progress.validations += 1
         if self.budget.scores(self.progress, seconds, last):
             self._score(rate)

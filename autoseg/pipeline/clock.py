@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from autoseg.devices import makespan
 from autoseg.errors import AutosegError, InputError
@@ -114,9 +115,16 @@ class Deadlines:
 
 
 def seconds_spent(jobs: Mapping[str, Path]) -> dict[str, float]:
-    """Seconds that trainings have behind them, by the last line of each metrics.jsonl."""
-    spent = {}
-    for name, path in jobs.items():
-        with contextlib.suppress(OSError, ValueError, IndexError, KeyError, TypeError):
-            spent[name] = float(json.loads(path.read_text("utf-8").splitlines()[-1])["seconds"])
-    return spent
+    """Seconds that trainings have behind them where they go on, by the metrics.jsonl of each."""
+    return {name: float(last.get("seconds") or 0.0) for name, path in jobs.items() if (last := last_checkpoint(path))}
+
+
+def last_checkpoint(path: Path) -> dict[str, Any]:
+    """The line of a metrics.jsonl that was written with the last checkpoint, scored or not; {} where there is none."""
+    last: dict[str, Any] = {}
+    for line in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):  # a torn line
+            values = json.loads(line)
+            if isinstance(values, dict) and ("mean_dice" in values or values.get("checkpoint")):
+                last = values
+    return last

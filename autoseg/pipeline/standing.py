@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from autoseg.errors import InputError
 from autoseg.execution.results import is_done, missing_outputs, read_result
+from autoseg.pipeline.clock import last_checkpoint
 from autoseg.pipeline.inputs import changes
 from autoseg.records import Job, JobResult, from_plain
 from autoseg.workspace import read_json
@@ -75,15 +74,7 @@ def _changed(job: Job, result: JobResult, folder: Path) -> list[str]:
 
 def _reached(job: Job) -> str:
     """' at step 400 of 1000', or what is known of it, by the last line of a checkpoint, with a score or without."""
-    last: dict[str, Any] = {}
-    path = Path(job.cwd) / (job.progress or "")
-    for line in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else ():
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(values, dict) and ("mean_dice" in values or values.get("checkpoint")):
-            last = values
+    last = last_checkpoint(Path(job.cwd) / job.progress) if job.progress else {}
     if not last:
         return ""
     steps = f" of {last['num_iterations']}" if last.get("num_iterations") else ""

@@ -131,6 +131,20 @@ def test_a_training_goes_on_from_a_checkpoint_without_a_score(
     assert all(torch.equal(one[key], other[key]) for key in other)
 
 
+def test_a_training_that_goes_on_when_its_time_is_over_is_scored(
+    make_bundle: MakeBundle, stop_at: Callable[[int], Hook], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed without ever having been validated, and there is no time for another step."""
+    monkeypatch.setattr(Budget, "_has_time", lambda *_: False)
+    root = make_bundle(num_iterations=20, deadline=time.time() + 600)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(Bundle.load(root), hooks=(stop_at(19),)).run()
+    assert not (root / "progress.yaml").exists()
+    entry.train(root, {"deadline": time.time() - 1})
+    (only,) = read_yaml(root / "progress.yaml")
+    assert only["step"] == 18 and only["avg_dice_score"] == score_of(root)
+
+
 def same_weights(root: Path, *names: str) -> bool:
     one, other = (torch.load(root / "models" / f"{name}.pt", weights_only=True) for name in names)
     return all(torch.equal(one[key], other[key]) for key in other)

@@ -117,6 +117,29 @@ def sided(folder: Path) -> CachedCase:
     return case_of(folder, image, label)
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_patches_reach_the_border_and_lie_within(make_bundle: MakeBundle, tmp_path: Path, share: float) -> None:
+    """Along axes longer than the patch by much, by little, and shorter; what is cut for the rotation is larger."""
+    shape, roi = (40, 18, 10), (16, 16, 16)
+    where = np.stack(np.meshgrid(*(np.arange(1, n + 1) for n in shape), indexing="ij"))
+    case = case_of(tmp_path / "case", where, np.ones(shape))
+    bundle = Bundle.load(
+        make_bundle(roi_size=list(roi), affine_margin=1.2, affine_prob=0.0, foreground_share=share, mirror_axes=[])
+    )
+    crop = Compose(bundle.patch_transforms().transforms[:1])
+    dataset = PatchDataset([case], bundle.settings, crop)
+    seen: list[set[float]] = [set(), set(), set()]
+    for number in range(60):
+        image = torch.as_tensor(dataset[number]["image"])
+        assert image.shape == (3, *roi)
+        inside = image[2] > 0
+        for axis in range(3):
+            seen[axis] |= set(image[axis][inside].unique().tolist())
+        assert (inside.sum((0, 1)) > 0).tolist() == [3 <= k < 13 for k in range(16)]  # centred where it is larger
+        assert int(inside.sum()) == 16 * 16 * 10
+    assert [(min(found), max(found)) for found in seen] == [(1, n) for n in shape]
+
+
 FLAT: dict[str, Any] = {"spatial_dims": 2, "affine_margin": 1.0}
 STILL: dict[str, Any] = {"affine_prob": 0.0, "affine_margin": 1.0, "mirror_axes": [0, 1, 2], "label_values": [0, 4, 7]}
 
@@ -156,11 +179,12 @@ QUIET = dict.fromkeys(
 @pytest.mark.parametrize("flat", [False, True])
 def test_rotation_stays_within_the_planes(make_bundle: MakeBundle, tmp_path: Path, axis: int, flat: bool) -> None:
     """An image that says in which plane a voxel lies still does after rotation about that axis alone."""
-    grid = np.stack(np.meshgrid(*[np.arange(24.0)] * 3, indexing="ij"))
-    case = case_of(tmp_path / "case", grid[[axis, (axis + 1) % 3]], np.ones((24, 24, 24)))
+    grid = np.stack(np.meshgrid(*[np.arange(32.0)] * 3, indexing="ij"))
+    middle = (np.abs(grid - 15.5) < 4).all(0)  # patches about it need no padding when they are rotated
+    case = case_of(tmp_path / "case", grid[[axis, (axis + 1) % 3]], middle)
     size = [1 if flat and a == axis else 10 for a in range(3)]
     changes = {**QUIET, "affine_prob": 1.0, "affine_scaling": 0.0, "affine_margin": 1.7, "mirror_axes": []}
-    changes |= {"input_channels": 2, "roi_size": size, "spatial_dims": 2 if flat else 3}
+    changes |= {"input_channels": 2, "roi_size": size, "spatial_dims": 2 if flat else 3, "foreground_share": 1.0}
     changes["slice_axis"] = axis if flat else None
 
     def patches(about: list[int]) -> list[np.ndarray]:

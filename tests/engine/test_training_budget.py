@@ -108,6 +108,25 @@ def test_validations_take_a_tenth_of_the_time_at_most() -> None:
     assert due[0] == 30  # and a checkpoint is left, scored or not: tests/engine/test_entry.py
 
 
+def test_a_budget_that_has_grown_is_divided_anew() -> None:
+    """Of ten validations in 1000 steps, five are over of those in 2000; a budget that is as it was changes nothing."""
+    grown, ended = budget(num_iterations=2000), Progress(step=1000, validations=10)
+    assert grown.validations(ended, 0.0) == 5
+    ended.validations = 5
+    assert not grown.validation_due(ended, 0.0) and grown.validation_due(Progress(step=1200, validations=5), 0.0)
+    for number in range(1, 11):
+        due = next(s for s in range(1, 1001) if budget(num_iterations=1000).share(Progress(step=s), 0.0) * 10 >= number)
+        assert budget(num_iterations=1000).validations(Progress(step=due, validations=number), 0.0) == number
+    assert budget(num_epochs=3).validations(ended, 0.0) == 5  # by epochs they are not counted
+
+
+def test_after_a_return_windows_need_no_timing_and_memory_is_what_it_was() -> None:
+    fresh = Progress()
+    fresh.go_on_as(Progress(window_seconds=0.2, parts=2, patch=[8, 8, 8]))
+    assert (fresh.window_seconds, fresh.parts, fresh.patch) == (0.2, 2, [8, 8, 8])
+    assert not budget(deadline=12_100.0).must_know_windows(fresh, 0.0)
+
+
 def test_a_window_is_timed_where_a_deadline_must_hold() -> None:
     assert budget(deadline=12_100.0).must_know_windows(Progress(), 0.0)
     assert not budget(deadline=12_100.0).must_know_windows(Progress(window_seconds=0.1), 0.0)

@@ -109,10 +109,13 @@ def test_another_try_keeps_the_deadline_and_other_jobs_get_none(hands: Hands) ->
 
 
 def test_seconds_behind_a_training(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"seconds": 10}\n{"seconds": 61.5}\n')
+    """What came after the last checkpoint is lost, and trained again."""
+    lines = ['{"seconds": 10, "mean_dice": 0.5}', '{"seconds": 61.5, "checkpoint": true}', '{"seconds": 80}', '{"sec']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines), "utf-8")
+    (tmp_path / "early.jsonl").write_text('{"seconds": 9}\n')
     write_json(tmp_path / "other.json", {})
-    found = seconds_spent({"a": tmp_path / "metrics.jsonl", "b": tmp_path / "none", "c": tmp_path / "other.json"})
-    assert found == {"a": 61.5}
+    names = {"a": "metrics.jsonl", "b": "none", "c": "other.json", "d": "early.jsonl"}
+    assert seconds_spent({name: tmp_path / file for name, file in names.items()}) == {"a": 61.5}
 
 
 def test_the_real_clock_runs(tmp_path: Path) -> None:
