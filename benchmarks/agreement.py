@@ -6,8 +6,8 @@ A variant mirrors, rotates, scales or disturbs each window, and moves the answer
 mask overlaps with that of their mean (Dice, over labels), what the mean expects (`autoseg.engine.expected`), its
 entropy and the volume. Printed is the rank correlation of each with the true Dice: out of fold, where a case is asked
 of the one network that has not seen it, and on the testing cases, where all are asked; then that of a ridge regression
-on all of them, a fold judged by the others', and how many of the worst tenth are among its lowest tenth. Exclusive
-labels alone.
+on all of them, a fold judged by the others', and how many of the worst tenth are among its lowest tenth. The run is of
+one family, its labels are exclusive.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ def main(work_dir: str) -> None:
     """Ask, correlate, print; nothing is written."""
     workspace = Workspace(Path(work_dir))
     datalist = load_datalist(workspace.root / "datalist.json")
-    board = read_json(workspace.leaderboard_json)["entries"]
+    board = [entry for entry in read_json(workspace.leaderboard_json)["entries"] if entry["status"] == "done"]
+    if len({entry["algo"] for entry in board}) != 1:
+        raise SystemExit(f"{work_dir}: a run of one family is asked for")
     bundles = {entry["fold"]: Bundle.load(workspace.root / f"{entry['algo']}_{entry['fold']}") for entry in board}
     networks = {bundle.root: bundle.trained_network().eval() for bundle in bundles.values()}
     rows: list[tuple[int, dict[str, float]]] = []  # the fold that answers, -1: all

@@ -38,8 +38,9 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
         self.slice_axis = slice_axis(settings)
         margin = float(settings["affine_margin"])
         self.roi = [int(s) for s in settings["roi_size"]]
-        # what is cut, to be rotated; the middle of it is the patch
-        self.size = [s if axis == self.slice_axis else math.ceil(s * margin) for axis, s in enumerate(self.roi)]
+        # what is cut, to be mirrored and rotated; its middle is the patch, with as much on either side
+        around = [0 if axis == self.slice_axis else math.ceil(s * (margin - 1) / 2) for axis, s in enumerate(self.roi)]
+        self.size = [s + 2 * more for s, more in zip(self.roi, around, strict=True)]
         # a plane has no mirror image across itself: its left and right stay
         self.mirror_axes = [int(axis) for axis in settings["mirror_axes"] if axis != self.slice_axis]
         self.mirror_prob = float(settings["mirror_prob"])
@@ -89,7 +90,7 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
         start = []
         for middle, roi, size, n in zip(centre, self.roi, self.size, shape, strict=True):
             first = -((roi - n) // 2) if n <= roi else int(min(max(round(middle - (roi - 1) / 2), 0), n - roi))
-            start.append(first - (size // 2 - roi // 2))  # as the middle is taken
+            start.append(first - (size - roi) // 2)
         return start
 
 

@@ -118,7 +118,6 @@ class Trainer:
         """Train until the budget is spent; returns where it ended. The last validation, if any, comes on top."""
         self._resumed = time.monotonic()
         self._resume()
-        self.progress.validations = self.budget.validations(self.progress, self._seconds())
         set_track_meta(False)
         try:
             with self.journal.open(self.progress.step):
@@ -155,6 +154,7 @@ class Trainer:
 
     def _loop(self) -> None:
         self._feed()
+        self.progress.validations = self.budget.validations(self.progress, self._seconds())
         if self.ranks.first and self.budget.must_know_windows(self.progress, self._seconds()):
             took = self._with_less(lambda: seconds_of(lambda: self._scores(1)), self.progress.take_smaller_patch)
             self.progress.window_seconds = took / self.budget.windows(1)
@@ -223,6 +223,7 @@ class Trainer:
         self.progress.returns, self.progress.seconds, self._resumed = returns, seconds, time.monotonic()
         self.progress.go_on_as(before)
         self._feed()
+        self.progress.validations = self.budget.validations(self.progress, seconds)
         self._save_checkpoint()
         where = f"back to step {self.progress.step}, with half the learning rate"
         self._warn(f"{error}: {where} ({returns} of {MOST_RETURNS} times)")
@@ -307,7 +308,7 @@ class Trainer:
         if mean > self.progress.best_mean_dice:
             self.progress.best_mean_dice, self.progress.best_step = mean, self.progress.step
             self._save_weights("model.pt")
-        self._log({"learning_rate": rate, "mean_dice": mean, "dice": dice})
+        self._log({"learning_rate": rate, "mean_dice": mean, "dice": dice, "checkpoint": self.watch.calm})
         for hook in self.hooks:
             hook.on_validation(self, dice, mean)
         self.progress.note_validation(mean)

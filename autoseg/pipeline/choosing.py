@@ -236,8 +236,8 @@ def _selected(session: Session, datalist: Datalist, asked: _Question, planned: P
         resources=Resources(cpus=session.devices.cores),
     )
     folder.mkdir(parents=True, exist_ok=True)
-    if _takes_longer(result, spec["seconds"]):  # an earlier call's choice, for which there was more time
-        result.unlink()
+    if _had_more_time(folder, spec["seconds"]):
+        result.unlink(missing_ok=True)
     limit = LONGEST if planned is None or session.clock is None else planned.selecting
     write_json(folder / "spec.json", {**spec, "deadline": time.time() + limit, "results": str(result)})
     results = run_jobs(session, [job], session.whole_machine())
@@ -253,14 +253,17 @@ def _selected(session: Session, datalist: Datalist, asked: _Question, planned: P
     return None
 
 
-def _takes_longer(result: Path, seconds: float | None) -> bool:
-    """Whether a selection stands there whose members take longer to predict a case."""
-    if seconds is None or not result.is_file():
+def _had_more_time(folder: Path, seconds: float | None) -> bool:
+    """Whether an earlier selection stands there whose members take more than `seconds` to predict a case, which they
+    might take then.
+    """
+    if seconds is None:
         return False
-    with contextlib.suppress(InputError):
-        plain = read_json(result)
-        return "reason" not in plain and restored(Selection, plain, result).chosen.seconds > seconds
-    return True
+    with contextlib.suppress(InputError, AttributeError):
+        before = read_json(folder / "spec.json").get("seconds")
+        chosen = restored(Selection, read_json(folder / "selection.json"), folder / "selection.json").chosen
+        return (before is None or seconds < before) and chosen.seconds > seconds
+    return False
 
 
 def _spec(session: Session, datalist: Datalist, asked: _Question, planned: Pace | None) -> dict[str, Any] | None:
@@ -293,15 +296,14 @@ def _prediction_times(
 ) -> tuple[dict[str, float], float | None]:
     """(seconds that a network of each family takes to predict a case, most that an ensemble may take).
 
-    Within a time limit that is also what is left of it, by what predictions were measured to take side by side.
+    Within a time limit they are as measured before the trainings, and the most is also what is left of it.
     """
     taken, limit = _seconds_a_case(session, entries), session.config.predict_seconds_per_case
     if planned is None or session.clock is None or not datalist.testing:
         return taken, limit
     cases = len(datalist.testing)
-    shared = {name: seconds / cases for name, seconds in planned.member_seconds.items()}  # several at a time, on GPUs
-    taken = {**shared, **taken}
-    at_a_time = min((taken[name] / own for name, own in shared.items() if own > 0), default=1.0)
+    at_a_time = len(session.slots(cases)) if session.devices.gpus else 1
+    taken |= {name: at_a_time * seconds / cases for name, seconds in planned.member_seconds.items()}
     left = at_a_time * max(0.0, session.clock.left - planned.closing) / cases
     return taken, left if limit is None else min(left, limit)
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,17 +114,25 @@ class Deadlines:
         )
 
 
-def seconds_spent(jobs: Mapping[str, Path]) -> dict[str, float]:
-    """Seconds that trainings have behind them where they go on, by the metrics.jsonl of each."""
-    return {name: float(last.get("seconds") or 0.0) for name, path in jobs.items() if (last := last_checkpoint(path))}
+def with_checkpoint(line: Mapping[str, Any]) -> bool:
+    """Whether a line of metrics.jsonl was written with a checkpoint, scored or not."""
+    return bool(line.get("checkpoint", "mean_dice" in line))
 
 
-def last_checkpoint(path: Path) -> dict[str, Any]:
-    """The line of a metrics.jsonl that was written with the last checkpoint, scored or not; {} where there is none."""
+def last_line(path: Path, counts: Callable[[Mapping[str, Any]], bool] = with_checkpoint) -> dict[str, Any]:
+    """The last line that counts of a file such as metrics.jsonl; {} where there is none."""
     last: dict[str, Any] = {}
     for line in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError):  # a torn line
             values = json.loads(line)
-            if isinstance(values, dict) and ("mean_dice" in values or values.get("checkpoint")):
+            if isinstance(values, dict) and counts(values):
                 last = values
     return last
+
+
+def seconds_spent(
+    jobs: Mapping[str, Path], counts: Callable[[Mapping[str, Any]], bool] = with_checkpoint
+) -> dict[str, float]:
+    """Seconds that jobs have behind them where they go on, by the last line that counts of each one's file."""
+    lasts = {name: last_line(path, counts) for name, path in jobs.items()}
+    return {name: float(last["seconds"]) for name, last in lasts.items() if last.get("seconds")}

@@ -90,7 +90,7 @@ def time_to_search(session: Session, left: Sequence[Job], networks: int) -> Span
     settings = bundle_settings(Path(left[0].cwd))
     training = seconds_a_share(session.clock.left, [1.0] * networks, len(session.slots(networks)))
     seconds = float(settings["search_share"]) * training
-    behind = seconds_spent({job.id: Path(job.cwd) / SEARCH_LINES for job in left})
+    behind = seconds_spent({job.id: Path(job.cwd) / SEARCH_LINES for job in left}, lambda line: True)
     if seconds < LEAST_SECONDS and not behind:
         return None
     if said := settings["search_seconds"]:

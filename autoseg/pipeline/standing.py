@@ -7,7 +7,7 @@ from pathlib import Path
 
 from autoseg.errors import InputError
 from autoseg.execution.results import is_done, missing_outputs, read_result
-from autoseg.pipeline.clock import last_checkpoint
+from autoseg.pipeline.clock import last_line
 from autoseg.pipeline.inputs import changes
 from autoseg.records import Job, JobResult, from_plain
 from autoseg.workspace import read_json
@@ -74,7 +74,7 @@ def _changed(job: Job, result: JobResult, folder: Path) -> list[str]:
 
 def _reached(job: Job) -> str:
     """' at step 400 of 1000', or what is known of it, by the last line of a checkpoint, with a score or without."""
-    last = last_checkpoint(Path(job.cwd) / job.progress) if job.progress else {}
+    last = last_line(Path(job.cwd) / job.progress) if job.progress else {}
     if not last:
         return ""
     steps = f" of {last['num_iterations']}" if last.get("num_iterations") else ""

@@ -117,14 +117,20 @@ def sided(folder: Path) -> CachedCase:
     return case_of(folder, image, label)
 
 
+@pytest.mark.parametrize("mirrored", [[], [0, 1, 2]])
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_patches_reach_the_border_and_lie_within(make_bundle: MakeBundle, tmp_path: Path, share: float) -> None:
+@pytest.mark.parametrize("margin", [1.0, 1.1, 1.2, 1.35])
+def test_patches_reach_the_border_and_lie_within(
+    make_bundle: MakeBundle, tmp_path: Path, margin: float, share: float, mirrored: list[int]
+) -> None:
     """Along axes longer than the patch by much, by little, and shorter; what is cut for the rotation is larger."""
     shape, roi = (40, 18, 10), (16, 16, 16)
     where = np.stack(np.meshgrid(*(np.arange(1, n + 1) for n in shape), indexing="ij"))
     case = case_of(tmp_path / "case", where, np.ones(shape))
     bundle = Bundle.load(
-        make_bundle(roi_size=list(roi), affine_margin=1.2, affine_prob=0.0, foreground_share=share, mirror_axes=[])
+        make_bundle(
+            roi_size=list(roi), affine_margin=margin, affine_prob=0.0, foreground_share=share, mirror_axes=mirrored
+        )
     )
     crop = Compose(bundle.patch_transforms().transforms[:1])
     dataset = PatchDataset([case], bundle.settings, crop)
@@ -200,6 +206,15 @@ def test_rotation_stays_within_the_planes(make_bundle: MakeBundle, tmp_path: Pat
     assert all(max(np.ptp(patch[1], axis=a).max() for patch in within) > 0.3 for a in (1, 2)), "nothing is rotated"
     if not flat:
         assert max(np.ptp(patch[0], axis=(1, 2)).max() for patch in patches([0, 1, 2])) > 0.3
+
+
+def test_a_lower_resolution_leaves_the_image_where_its_label_is(make_bundle: MakeBundle) -> None:
+    bundle = Bundle.load(make_bundle(**{**QUIET, "low_resolution_prob": 1.0, "augmentation": 1.0}))
+    lower = bundle.patch_transforms().transforms[-1]
+    one_state(Compose([lower]), np.random.RandomState(0))
+    ramp = torch.arange(32.0).view(1, 32, 1, 1).expand(1, 32, 16, 16)
+    moved = [float((lower({"image": ramp.clone()})["image"] - ramp)[0, 4:-4].mean()) for _ in range(40)]
+    assert abs(np.mean(moved)) < 0.15 and np.std(moved) > 0
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.0, 2.0, 100.0])

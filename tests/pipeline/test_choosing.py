@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from autoseg.bundles.marks import out_of_fold_file
 from autoseg.config import load_config
 from autoseg.engine.out_of_fold import OutOfFold
 from autoseg.pipeline import choosing
+from autoseg.pipeline.pace import Pace
 from autoseg.pipeline.session import Session, open_session
 from autoseg.records import Case, Datalist, Event, LeaderboardEntry
 from autoseg.workspace import read_json, write_json
@@ -111,14 +113,46 @@ def test_a_limit_on_prediction_time(make_scene: MakeScene) -> None:
     assert any("predict_seconds_per_case leaves no time" in message for message in scene.warnings())
 
 
-def test_a_choice_for_which_there_is_too_little_time_now_is_made_again(make_scene: MakeScene) -> None:
+def test_a_choice_for_which_there_is_too_little_time_now_is_made_again(
+    make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a run does that was cut off while it predicted; and only then."""
     scene = make_scene(a=3.0, b=3.0)
-    assert len(scene.pick().members) == 4
-    result = scene.session.workspace.job("select") / "selection.json"
-    assert not choosing._takes_longer(result, None) and not choosing._takes_longer(result, 100.0)
-    assert choosing._takes_longer(result, 0.1) and not choosing._takes_longer(result.with_name("none"), 0.1)
-    result.write_text("torn", "utf-8")
-    assert choosing._takes_longer(result, 100.0)
+    left: list[float] = [100.0]
+    monkeypatch.setattr(choosing, "_prediction_times", lambda *_: ({"a": 1.0, "b": 1.0}, left[0]))
+    job = scene.session.workspace.job("select") / "result.json"
+
+    def picked(seconds: float) -> tuple[int, int]:
+        """Members, and when they were chosen."""
+        left[0] = seconds
+        return len(scene.pick().members), job.stat().st_mtime_ns
+
+    first, enough, short, same, shorter = (picked(seconds) for seconds in (100.0, 50.0, 2.5, 2.5, 0.5))
+    assert first == enough and first[0] == 4
+    assert short[0] == 2 and short[1] > first[1] and same == short
+    assert shorter[0] == 1 and shorter[1] > short[1] and picked(0.5) == shorter  # one is kept whatever it takes
+
+
+def test_within_a_time_limit_seconds_are_those_of_a_case(
+    make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four GPUs predict four of the 8 cases at a time: a network that needs 10 s for all of them takes 5 s a case."""
+    scene = make_scene(a=3.0)
+    datalist = replace(scene.datalist, testing=scene.datalist.training[:8])
+    planned = Pace([], closing=20.0, member_seconds={"a": 10.0, "never trained": 1.0})
+    times = choosing._prediction_times
+    assert times(scene.session, datalist, scene.board, planned)[1] is None  # no limit
+    clocked = replace(scene.session, clock=SimpleNamespace(left=100.0))
+    taken, most = times(clocked, datalist, scene.board, planned)
+    assert (taken["a"], most) == (1.25, 10.0)
+    gpus = tuple(SimpleNamespace(index=n) for n in range(4))
+    monkeypatch.setattr(Session, "slots", lambda self, jobs, memory=0: [None] * min(4, jobs))
+    monkeypatch.setattr(Session, "training_slots", lambda self, jobs: [None] * min(4, jobs))
+    on_gpus = replace(clocked, devices=SimpleNamespace(gpus=gpus, cores=8))
+    taken, most = times(on_gpus, datalist, scene.board, planned)
+    assert (taken["a"], most) == (5.0, 40.0)
+    limited = replace(on_gpus, config=replace(on_gpus.config, predict_seconds_per_case=6.0))
+    assert times(limited, datalist, scene.board, planned)[1] == 6.0
 
 
 def test_a_leading_family_of_which_few_cases_are_kept_is_not_left_out_for_that(make_scene: MakeScene) -> None:
