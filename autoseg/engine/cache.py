@@ -117,12 +117,16 @@ def is_fresh(folder: Path, case: Case) -> bool:
 
 
 def preprocess_case(bundle: Bundle, folder: Path, case: Case) -> None:
-    """Preprocess one case into `folder`/<id>: written beside and renamed, so that no reader sees half of it."""
-    settings = bundle.settings
+    """Preprocess one case into `folder`/<id>: written beside and renamed, so that no reader sees half of it.
+
+    What another job has made meanwhile is left alone: it may be reading it already.
+    """
+    target, settings = folder / case.id, bundle.settings
+    if is_fresh(target, case):
+        return
     data = bundle.preprocessing(with_label=True)(bundle.item(case, with_label=True))
     image = np.clip(data["image"].numpy(), -LARGEST_FLOAT16, LARGEST_FLOAT16).astype(np.float16)
     label = to_indices(data["label"].numpy()[0], settings["label_values"])
-    target = folder / case.id
     temporary = folder / f".{case.id}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -131,12 +135,13 @@ def preprocess_case(bundle: Bundle, folder: Path, case: Case) -> None:
         np.save(temporary / "label.npy", label)
         np.save(temporary / "places.npy", _places(label, len(settings["label_values"])))
         write_json(temporary / "case.json", {"case": case.id, "source": source_stamp(case)})
-        shutil.rmtree(target, ignore_errors=True)
-        try:
-            os.replace(temporary, target)
-        except OSError:
-            if not is_fresh(target, case):  # another job was faster: its result is as good
-                raise
+        if not is_fresh(target, case):
+            shutil.rmtree(target, ignore_errors=True)
+            try:
+                os.replace(temporary, target)
+            except OSError:
+                if not is_fresh(target, case):  # another job was faster: its result is as good
+                    raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

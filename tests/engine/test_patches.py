@@ -12,6 +12,7 @@ import pytest
 import torch
 from monai.transforms import Compose, OneOf, RandGaussianNoised, RandShiftIntensityd
 
+from autoseg.engine import cache
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.cache import CachedCase, ensure_cached, to_indices
 from autoseg.engine.patches import PatchDataset, cut, one_state, patch_loader
@@ -91,6 +92,32 @@ def test_the_cache_is_shared_by_folds_and_notices_a_changed_file(make_bundle: Ma
     label.write_bytes(label.read_bytes())  # same content, newer: made again
     ensure_cached(one, [case])
     assert (found.folder / "case.json").stat().st_mtime_ns != before
+
+
+def test_what_another_job_has_made_meanwhile_is_left_alone(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two trainings that begin together preprocess the same cases; what one replaces the other may be reading."""
+    bundle = Bundle.load(make_bundle())
+    case = bundle.cases()[0][0]
+    folder = bundle.path("cache_dir") / bundle.preprocessing_key()
+    made: list[int] = []
+    original = cache.to_indices
+
+    def slow(*given: Any) -> np.ndarray:
+        """While this job is at it, the other one ends."""
+        if not made:
+            made.append(0)
+            cache.preprocess_case(bundle, folder, case)
+            made.append((folder / case.id / "label.npy").stat().st_ino)
+        return original(*given)
+
+    monkeypatch.setattr(cache, "to_indices", slow)
+    cache.preprocess_case(bundle, folder, case)
+    assert (folder / case.id / "label.npy").stat().st_ino == made[1]
+    monkeypatch.setattr(cache, "to_indices", None)
+    cache.preprocess_case(bundle, folder, case)  # nor is it made again
+    assert [path.name for path in folder.iterdir()] == [case.id]
 
 
 def test_a_bundle_that_has_preprocessed_can_be_sent_to_workers(make_bundle: MakeBundle) -> None:
