@@ -28,8 +28,12 @@ from torch.nn.functional import affine_grid, grid_sample
 from autoseg.datalist import load_datalist
 from autoseg.devices import torch_device
 from autoseg.engine.bundle import Bundle
+from autoseg.engine.classes import Classes
+from autoseg.engine.expected import ExpectedDice
+from autoseg.engine.out_of_fold import LEAST
 from autoseg.engine.predictor import Predictor
 from autoseg.evaluation import read_label_map
+from autoseg.evaluation.metrics import dice_by_label
 from autoseg.records import Case
 from autoseg.workspace import Workspace, read_json
 
@@ -91,7 +95,7 @@ def main(work_dir: str) -> None:
         raise SystemExit(f"{work_dir}: a run of one family is asked for")
     bundles = {entry["fold"]: Bundle.load(workspace.root / f"{entry['algo']}_{entry['fold']}") for entry in board}
     networks = {bundle.root: bundle.trained_network().eval() for bundle in bundles.values()}
-    rows: list[tuple[int, dict[str, float]]] = []  # the fold that answers, -1: all
+    rows: list[tuple[int, dict[str, float]]] = []  # by the fold that answers
     for fold, bundle in sorted(bundles.items()):
         bundle.settings["mirror_axes_inference"] = []  # that is one of the variants
         rows += [(fold, asked(case, [bundle], networks)) for case in datalist.split(fold)[1]]
@@ -108,27 +112,24 @@ def asked(case: Case, bundles: Sequence[Bundle], networks: dict[Path, torch.nn.M
         for bundle in bundles:
             varied = {bundle.root: Varied(networks[bundle.root], kind, amount)}
             answers.append(Predictor([bundle], torch_device(), networks=varied).probabilities(case)[0])
-    mean = np.mean(answers, 0)
-    decided, masks = mean.argmax(0), [answer.argmax(0) for answer in answers]
-    truth = np.asarray(read_label_map(str(case.label)).data)
+    classes = Classes.of(bundles[0].settings)
+    mean = torch.from_numpy(np.mean(answers, 0))
+    hoped = ExpectedDice(classes)
+    hoped.add(mean)
+    labels = classes.keys
+    decided, masks = classes.decide(mean), [classes.decide(torch.from_numpy(answer)) for answer in answers]
+    true = dice_by_label(decided, np.asarray(read_label_map(str(case.label)).data), labels)
+    agreed = [dice_by_label(decided, mask, labels) for mask in masks]
     by_label: dict[str, list[float]] = {}
-    for output, value in enumerate(bundles[0].settings["label_values"][1:], 1):
-        own, p = decided == output, np.where(mean[output] >= 0.01, mean[output], 0)
-        agreed = np.reshape([overlap(own, mask == output) for mask in masks], (len(VARIANTS), -1)).mean(1)
-        found = {f"agreement, {kind} {amount:g}": agreed[n] for n, (kind, amount) in enumerate(VARIANTS)}
-        found |= {"dice": overlap(own, truth == value), "agreement of all": float(agreed.mean())}
-        found["expected"] = 2 * float(p[own].sum()) / max(1e-6, float(own.sum() + p.sum()))
-        found["entropy"] = -float((p * (1 - p)).sum()) / max(1, int(own.sum()))
-        found["volume"] = math.log(1 + int(own.sum()))
+    for output, label in enumerate(labels, 1):
+        p, size = mean[output][mean[output] >= LEAST], max(1, int(np.count_nonzero(decided == label)))
+        own = np.reshape([found[str(label)] for found in agreed], (len(VARIANTS), -1)).mean(1)
+        found = {f"agreement, {kind} {amount:g}": own[n] for n, (kind, amount) in enumerate(VARIANTS)}
+        found |= {"dice": true[str(label)], "agreement of all": own.mean(), "expected": hoped.by_key()[label] or 0.0}
+        found |= {"entropy": -float((p * (1 - p)).sum()) / size, "volume": math.log(size)}
         for name, number in found.items():
             by_label.setdefault(name, []).append(float(number))
     return {name: fmean(numbers) for name, numbers in by_label.items()}
-
-
-def overlap(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> float:
-    """Dice of two masks; NaN where both are empty."""
-    total = int(one.sum()) + int(other.sum())
-    return 2 * int((one & other).sum()) / total if total else math.nan
 
 
 def report(seen: Sequence[tuple[int, dict[str, float]]], tested: Sequence[dict[str, float]]) -> None:

@@ -17,8 +17,6 @@ import argparse
 import csv
 import json
 import math
-import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -31,6 +29,7 @@ from typing import Any
 import numpy as np
 import optuna
 from hippocampus_data import DATA, missing
+from machine import machine
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -143,15 +142,6 @@ def row(workspace: Workspace, trial: FrozenTrial) -> dict[str, Any]:
 
 def _bundle(workspace: Workspace, number: int) -> Path:
     return workspace.hpo / "trials" / f"{number:04d}" / f"{FAMILY}_0"
-
-
-def machine() -> str:
-    """Its processor, as far as the system tells, and how many cores may be used."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{names[0] if names else platform.machine()}, {cores} cores"
 
 
 # the replay

@@ -19,8 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +31,7 @@ from statistics import fmean
 from typing import Any
 
 from hippocampus_data import DATA, missing
+from machine import machine
 from scores import dice_by_case
 
 from autoseg.datalist import load_datalist, plain_datalist
@@ -48,7 +47,6 @@ NNUNET = "nnunetv2==2.8.1"
 EPOCH = 250  # iterations of nnU-Net
 TRIED = 6  # iterations by which its speed is measured, the first two apart
 RESULTS = ROOT / "benchmarks" / "results" / "versus_nnunet"
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # of a CPU: those that decide how fast it computes
 KINDS: dict[str, dict[str, Any]] = {
     "anisotropic": {"shape": (64, 64, 20), "spacing": (0.8, 0.8, 3.0), "training": 24, "testing": 16},
     "channels": {"shape": (48, 48, 40), "channels": 3, "training": 24, "testing": 16},
@@ -124,27 +122,22 @@ def run_all(given: argparse.Namespace, asked: Sequence[tuple[str, float]], keep:
         folder = home / f"{tool}_{minutes:g}"
         result = folder / "result.json"
         if not result.is_file() or "facts" not in read_json(result):
-            told = {"labels": datalist.labels, "machine": machine(), "commit": commit()}
+            told = {"labels": datalist.labels, "machine": where(), "commit": commit()}
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             run = Autoseg(home, folder) if tool == "autoseg" else NnUNet(home, folder, datalist, given)
             seconds, facts = run(60.0 * minutes)
             cases = [] if "refused" in facts else scored(datalist, folder / "predictions")
             write_json(result, {"seconds": round(seconds, 1), "facts": facts, **told, "cases": cases})
-        write_json(keep / f"{tool}_{minutes:g}.json", read_json(result))
-        print(row(tool, minutes, read_json(result)), flush=True)
+        found = read_json(result)
+        write_json(keep / f"{tool}_{minutes:g}.json", found)
+        print(row(tool, minutes, found), flush=True)
     return True
 
 
-def machine() -> str:
-    """The GPUs, or the CPU, its cores and the instructions that count."""
-    devices = detect_devices()
-    if devices.gpus:
-        return ", ".join(gpu.name for gpu in devices.gpus)
-    told = Path("/proc/cpuinfo").read_text("utf-8") if Path("/proc/cpuinfo").is_file() else ""
-    known = dict(re.findall(r"^(model name|flags)\s*: (.*)$", told, re.MULTILINE))
-    flags = [name for name in INSTRUCTIONS if name in known.get("flags", "").split()]
-    return f"{known.get('model name', platform.machine())}, {available_cores()} cores, {' '.join(flags)}"
+def where() -> str:
+    """The GPUs, or the machine."""
+    return ", ".join(gpu.name for gpu in detect_devices().gpus) or machine()
 
 
 def commit() -> str:
@@ -350,8 +343,8 @@ def print_table(found: Mapping[tuple[str, float], Mapping[str, Any]]) -> None:
     for (tool, budget), result in found.items():
         print(row(tool, budget, result))
     print()
-    for where in dict.fromkeys((result["machine"], result["commit"]) for result in found.values()):
-        print("{}: code of {}".format(*where))
+    for place, code in dict.fromkeys((result["machine"], result["commit"]) for result in found.values()):
+        print(f"{place}: code of {code}")
     longest = max((budget for tool, budget in found if tool == "nnunet"), default=0.0)
     for (tool, budget), ours in found.items():
         for other in dict.fromkeys((budget, longest)):

@@ -23,6 +23,7 @@ from autoseg.workspace import (
     atomic_file,
     parse_yaml,
     read_json,
+    read_lines,
     read_yaml,
     write_json,
     write_yaml,
@@ -171,3 +172,9 @@ def test_events(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in workspace.events_jsonl.read_text(encoding="utf-8").splitlines()]
     assert lines[0] == {"kind": "stage", "message": "Köpfe", "facts": {"loss": None}, "time": 1.0}
     assert lines[1]["kind"] == "result"
+
+
+def test_lines_that_are_torn_or_no_objects_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "lines.jsonl").write_bytes(b'{"a": 1}\n[2]\n\n{"a": \xff\n{"a": 3}\n{"a"')
+    assert list(read_lines(tmp_path / "lines.jsonl")) == [{"a": 1}, {"a": 3}]
+    assert list(read_lines(tmp_path / "none.jsonl")) == []

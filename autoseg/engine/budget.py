@@ -34,6 +34,7 @@ class Budget:
         self.shapes = tuple(tuple(int(n) for n in shape) for shape in shapes)
         self.steps = budget_steps(settings, steps_per_epoch)
         self.by_time = bool(settings["max_seconds"] or settings["deadline"])
+        self.in_parts = bool(settings["num_iterations"]) or self.by_time  # not in epochs: VALIDATIONS of them
         self.endless = not self.by_time and self.steps is None
 
     def windows(self, cases: int | None = None) -> int:
@@ -74,13 +75,13 @@ class Budget:
         share = self.share(progress, seconds)
         if share >= 1.0:
             return True
-        if self.settings["num_iterations"] or self.by_time:
+        if self.in_parts:
             return share * VALIDATIONS >= progress.validations + 1
         return progress.step % (int(self.settings["num_epochs_per_validation"]) * self.steps_per_epoch) == 0
 
     def validations(self, progress: Progress, seconds: float) -> int:
         """Of those made, how many count: a budget that has grown since is divided anew."""
-        if self.settings["num_iterations"] or self.by_time:
+        if self.in_parts:
             return min(progress.validations, int(self.share(progress, seconds) * VALIDATIONS))
         return progress.validations
 

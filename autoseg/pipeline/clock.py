@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from autoseg.devices import makespan
 from autoseg.errors import AutosegError, InputError
 from autoseg.planning.budget import largest
 from autoseg.records import Job
-from autoseg.workspace import read_keys, write_json
+from autoseg.workspace import read_keys, read_lines, write_json
 
 KEPT_SECONDS = 5.0  # between two notes of the time spent: so much a killed run forgets
 
@@ -121,13 +120,7 @@ def with_checkpoint(line: Mapping[str, Any]) -> bool:
 
 def last_line(path: Path, counts: Callable[[Mapping[str, Any]], bool] = with_checkpoint) -> dict[str, Any]:
     """The last line that counts of a file such as metrics.jsonl; {} where there is none."""
-    last: dict[str, Any] = {}
-    for line in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):  # a torn line
-            values = json.loads(line)
-            if isinstance(values, dict) and counts(values):
-                last = values
-    return last
+    return next((line for line in reversed(list(read_lines(path))) if counts(line)), {})
 
 
 def seconds_spent(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import signal
@@ -21,7 +20,7 @@ from autoseg.execution.results import read_result
 from autoseg.pipeline.clock import noted
 from autoseg.pipeline.prepare import refuse_missing
 from autoseg.records import LeaderboardEntry, to_plain
-from autoseg.workspace import Workspace, read_keys, restored
+from autoseg.workspace import Workspace, read_keys, read_lines, restored
 from autoseg.workspace.lock import lock_holder
 
 CANCEL_SECONDS = 90.0  # a run waits up to 60 s for its jobs
@@ -73,9 +72,8 @@ def read_leaderboard(workspace: Workspace) -> tuple[LeaderboardEntry, ...]:
 def _story(events: Path) -> tuple[str | None, dict[str, str]]:
     """(the last stage, by job the device it started on last) as events.jsonl tells; torn lines tell nothing."""
     stage, devices = None, {}
-    for line in events.read_text("utf-8", errors="replace").splitlines() if events.is_file() else ():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            event = json.loads(line)
+    for event in read_lines(events):
+        with contextlib.suppress(KeyError, TypeError):
             if event["kind"] == "stage":
                 stage = str(event["message"])
             elif event["kind"] == "job_started":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -72,6 +73,16 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_lines(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects that stand in a file, one a line; none where it is not there. Torn lines are passed over."""
+    path = Path(path)
+    for line in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            values = json.loads(line)
+            if isinstance(values, dict):
+                yield values
 
 
 def append_line(path: str | Path, line: str) -> None:
