@@ -34,8 +34,12 @@ class Budget:
         self.shapes = tuple(tuple(int(n) for n in shape) for shape in shapes)
         self.steps = budget_steps(settings, steps_per_epoch)
         self.by_time = bool(settings["max_seconds"] or settings["deadline"])
-        self.in_parts = bool(settings["num_iterations"]) or self.by_time  # not in epochs: VALIDATIONS of them
         self.endless = not self.by_time and self.steps is None
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether validations come at each of VALIDATIONS parts of it, and not every so many epochs."""
+        return bool(self.settings["num_iterations"]) or self.by_time
 
     def windows(self, cases: int | None = None) -> int:
         """How many windows a validation of all or of the first cases is."""
