@@ -217,6 +217,7 @@ class LeaderboardEntry:
     """A trained (family, fold): its mean Dice and Dice by label value, in cross-validation.
 
     `predicts` is false where a foreign network's InferClass failed on its validation cases: the score is its own.
+    `recall_dice`, of one without validation cases: mean Dice on some that it was trained on, which tells a collapse.
     """
 
     algo: str
@@ -227,6 +228,7 @@ class LeaderboardEntry:
     steps: int = 0
     seconds: float = 0.0
     predicts: bool = True
+    recall_dice: float | None = None
 
     @property
     def name(self) -> str:

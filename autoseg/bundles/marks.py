@@ -90,3 +90,12 @@ def bundle_weights(bundle: Path) -> Path:
         found = [path for path in bundle.rglob("*") if path.suffix in WEIGHTS and path.is_file()]
         return max(found, key=lambda path: path.stat().st_size, default=bundle / "scores.json")
     return bundle / "models" / "model.pt"
+
+
+def same_files(draft: Path, target: Path) -> bool:
+    """Whether every file of the draft's configs and scripts stands in `target` unchanged."""
+    files = [p for part in ("configs", "scripts") for p in (draft / part).rglob("*") if p.is_file()]
+    return target.is_dir() and all(
+        (target / p.relative_to(draft)).is_file() and (target / p.relative_to(draft)).read_bytes() == p.read_bytes()
+        for p in files
+    )

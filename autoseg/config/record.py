@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,7 @@ class RunConfig:
     sigmoid: bool | None = None  # every label, or region, by itself instead of the likeliest of all
     templates_path_or_url: str | None = None  # a folder of algorithm templates
     train_on_all: bool = False  # one network a family on every training case
-    refit: int = 0  # so many a family beside the folds, of different seeds: they join the ensemble
+    refit: int | None = None  # so many a family beside the folds, of different seeds, in the ensemble; see `refits`
     patient_pattern: str | None = None  # regular expression on file names; its first group is the patient
     seed: int = 0
     ensemble_method: str = "auto"  # by what members say out of fold; or one of MONAI's methods
@@ -61,12 +62,23 @@ class RunConfig:
         return {**self.settings, **self.family_settings.get(family, {})}
 
     def folds(self, datalist: Datalist, foreign: bool = False) -> list[int]:
-        """The folds that a family is trained for, and `refit` more, past those of the cases: all are trained on.
+        """The folds that a family is trained for, and `refits` more, past those of the cases: all are trained on.
 
         A `foreign` family, of a template written for MONAI's Auto3DSeg, must have cases to validate on.
         """
         past = 1 + max((case.fold or 0 for case in datalist.training), default=0)
-        return [*range(datalist.num_fold), *range(past, past + self.refit * (not foreign))]
+        return [*range(datalist.num_fold), *range(past, past + self.refits(datalist) * (not foreign))]
+
+    def refits(self, datalist: Datalist) -> int:
+        """The networks a family on all training cases that there can be: as said, or half as many as folds.
+
+        Half where a time limit chooses among them: without one, or with `num_fold`, nothing is trained that was not
+        asked for.
+        """
+        if self.refit is not None:
+            return self.refit
+        chosen = self.time_limit is not None and self.num_fold is None and not self.train_on_all
+        return math.ceil(datalist.num_fold / 2) if chosen and not datalist.validation else 0
 
     def says(self, key: str) -> bool:
         """Whether a hyper-parameter is set, to something, for any family."""

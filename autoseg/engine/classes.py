@@ -81,6 +81,12 @@ class Classes:
         reference = bits_of_values(self.values, self.regions)[label]
         return self.scored.dice(bits_of_channels(masks), reference)
 
+    def present(self, label: npt.NDArray[Any]) -> set[str]:
+        """The keys, as `dice` writes them, that a map of label indices has a voxel of."""
+        values = {self.values[int(index)] for index in np.unique(label)}
+        parts = self.regions or [(value,) for value in self.keys]
+        return {str(key) for key, part in zip(self.keys, parts, strict=True) if values & set(part)}
+
     # ---- in prediction
 
     def activate(self, logits: torch.Tensor) -> torch.Tensor:

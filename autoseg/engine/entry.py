@@ -28,6 +28,7 @@ from autoseg.engine.predictor import Predictor
 from autoseg.engine.ranks import Ranks, is_left_alone
 from autoseg.engine.search import ArchitectureSearch
 from autoseg.engine.trainer import Trainer
+from autoseg.engine.validation import recall_dice
 from autoseg.errors import AutosegError
 from autoseg.evaluation import mean_dice, mean_dice_by_label, onto_grid_of
 from autoseg.records import Case
@@ -74,6 +75,10 @@ def train(root: Path, override: Mapping[str, Any]) -> None:
             "parts": progress.parts,
             "roi_size": bundle.settings["roi_size"],
         }
+        if not trainer.validation:
+            network = trainer.average.module.eval()
+            how = trainer.settings, trainer.device, trainer.autocast
+            facts["recall_dice"] = recall_dice(network, trainer.training, *how)
         mean = score_validation(bundle, facts)
         if progress.is_unscored:
             trainer.journal.write_history(progress.ended_with(mean))

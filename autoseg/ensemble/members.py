@@ -12,8 +12,9 @@ from autoseg.records import LeaderboardEntry
 BEST_BY_FOLD, BEST_N, ALL = "AlgoEnsembleBestByFold", "AlgoEnsembleBestN", "AlgoEnsembleAll"
 AUTO = "auto"  # by what is said out of fold, see `autoseg.ensemble.selecting`; as by fold where nothing is kept of it
 METHODS = (AUTO, BEST_BY_FOLD, BEST_N, ALL)
-# A fold has collapsed where its mean Dice is below the first figure's share of the median of its family's other folds,
-# and that is at least the second: the data can be learnt, this training went wrong.
+# A network has collapsed where its mean Dice, without validation that on cases it was trained on, is below the first
+# figure's share of the median of its family's other folds, and that is at least the second: the data can be learnt,
+# this training went wrong.
 COLLAPSED, LEARNABLE = 0.5, 0.3
 
 LeftOut = list[tuple[str, str]]
@@ -68,12 +69,12 @@ def _unfit(entry: LeaderboardEntry, entries: Sequence[LeaderboardEntry], unvalid
         return f"its training is not done ({entry.status})"
     if not entry.predicts:
         return "its InferClass could not predict the validation cases (its output.log says why)"
-    if not math.isfinite(entry.mean_dice):
-        unvalidated = not entry.dice and (unvalidated_ok or math.isfinite(standing(entry, entries)))
-        return "" if unvalidated else "its mean Dice is not a number"
+    unvalidated = not entry.dice and (unvalidated_ok or math.isfinite(standing(entry, entries)))
+    if not math.isfinite(entry.mean_dice) and not unvalidated:
+        return "its mean Dice is not a number"
     median = _siblings_median(entry, entries)
     if _has_collapsed(entry, median):
-        return f"its training collapsed: mean Dice {entry.mean_dice:.3f}, the family's other folds have {median:.3f}"
+        return f"its training collapsed: mean Dice {told_dice(entry):.3f}, the family's other folds have {median:.3f}"
     return ""
 
 
@@ -89,8 +90,15 @@ def collapsed(entries: Sequence[LeaderboardEntry]) -> list[LeaderboardEntry]:
     return [e for e in entries if e.status == "done" and _has_collapsed(e, _siblings_median(e, entries))]
 
 
+def told_dice(entry: LeaderboardEntry) -> float:
+    """By which it is seen whether a network has learned: its mean Dice; without validation, that on trained cases."""
+    if entry.recall_dice is None or math.isfinite(entry.mean_dice):
+        return entry.mean_dice
+    return entry.recall_dice
+
+
 def _has_collapsed(entry: LeaderboardEntry, median: float) -> bool:
-    return median >= LEARNABLE and entry.mean_dice < COLLAPSED * median
+    return median >= LEARNABLE and told_dice(entry) < COLLAPSED * median
 
 
 def _siblings_median(entry: LeaderboardEntry, entries: Sequence[LeaderboardEntry]) -> float:

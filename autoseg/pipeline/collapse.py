@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autoseg.bundles.marks import bundle_settings, is_foreign_bundle
-from autoseg.ensemble.members import collapsed
+from autoseg.ensemble.members import collapsed, told_dice
 from autoseg.pipeline.session import Session
 from autoseg.pipeline.training import reseeded, training_jobs
 from autoseg.records import Datalist, Event, JobResult, LeaderboardEntry
@@ -54,7 +54,7 @@ def reseed_collapsed(
         seed = int(bundle_settings(bundle)["seed"]) + OTHER_SEED
         known[entry.name] = {"seed": seed, "fingerprint": jobs[entry.name].fingerprint}
         write_json(session.workspace.reseeded_json, {"bundles": known})
-        message = f"{entry.name} collapsed (mean Dice {entry.mean_dice:.3f}): it is trained once more, with seed {seed}"
+        message = f"{entry.name} collapsed (Dice {told_dice(entry):.3f}): it is trained once more, with seed {seed}"
         session.notify(Event("warning", message, {"id": entry.name, "seed": seed}))
         again.append(entry.name)
     return again

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autoseg.bundles.marks import SEARCH_STATE, architecture_file, family_and_fold, is_foreign_bundle
+from autoseg.bundles.marks import SEARCH_STATE, architecture_file, family_and_fold, is_foreign_bundle, same_files
 from autoseg.config import RunConfig
 from autoseg.pipeline import prepare
 from autoseg.pipeline.choosing import standing_ensemble
@@ -131,7 +131,7 @@ def _trainings(session: Session, drafts: _Drafts, real: Workspace) -> tuple[list
     ids = {bundle.name for bundle in taking} | ({place.name for place in drafts.unwritten} if named else set())
     key = choice_key(taking, drafts.datalist, session.config)
     choice = None if named and drafts.unwritten else kept_choice(real, key)
-    return _in_time([row for row in found if row.id in ids], choice, real)
+    return _in_time([row for row in found if row.id in ids], choice, real, drafts.datalist.num_fold)
 
 
 def _standing(session: Session, drafts: _Drafts, real: Workspace) -> list[Outlook]:
@@ -146,7 +146,7 @@ def _standing(session: Session, drafts: _Drafts, real: Workspace) -> list[Outloo
 
 def _edited(bundle: Path, place: Path) -> list[str] | None:
     """How the bundle that stands in the work_dir differs from its draft; None where it does not, or none stands."""
-    if not place.is_dir() or prepare.same_files(bundle, place):
+    if not place.is_dir() or same_files(bundle, place):
         return None
     return bundle_changes(place, bundle_parts(bundle))
 
@@ -170,12 +170,14 @@ def _searches(session: Session, drafts: _Drafts, real: Workspace) -> list[Outloo
     return fates
 
 
-def _in_time(found: list[Outlook], choice: Choice | None, real: Workspace) -> tuple[list[Outlook], list[str]]:
+def _in_time(
+    found: list[Outlook], choice: Choice | None, real: Workspace, folds: int
+) -> tuple[list[Outlook], list[str]]:
     """Those that an earlier call chose for this limit, else all that can be chosen."""
     if choice is None:
         open_yet = "time_limit: which of these trainings are done is chosen when their speeds have been measured"
         return found, [open_yet]
-    names = {bundle.name for bundle in among(choice, [real.root / row.id for row in found])}
+    names = {bundle.name for bundle in among(choice, [real.root / row.id for row in found], folds)}
     chosen = [row for row in found if row.id in names]
     return chosen, [f"time_limit: {len(chosen)} of {len(found)} trainings, as an earlier call chose them"]
 

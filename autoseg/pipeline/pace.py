@@ -6,6 +6,7 @@ import contextlib
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -82,13 +83,12 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
     selecting = SELECTION_START + min(SELECTION_CASE * validating, SELECTION_SHARE * session.clock.limit)
     closing += selecting
     room = Room(session.clock.left, len(session.training_slots(len(trained))), closing, max(members.values()))
-    folds = len(session.config.folds(datalist))
     choice = _chosen(session, trained, datalist, candidates, room)
-    chosen = among(choice, trained)
-    _tell(session, choice, folds)
+    chosen = among(choice, trained, datalist.num_fold)
+    _tell(session, choice, datalist)
     planned = {b.name: choice.seconds[_family(b)] for b in chosen if b.name in left}
     spent = seconds_spent({b.name: b / "metrics.jsonl" for b in chosen})
-    end = time.time() + replace(room, seconds=session.clock.left).training(choice.folds)
+    end = time.time() + replace(room, seconds=session.clock.left).training(choice.folds + choice.refit)
     deadlines = Deadlines(planned, spent, len(session.training_slots(len(chosen))), end)
     searches = searches_left(session, chosen, datalist) if choice.search else []
     return Pace(chosen, deadlines, closing, selecting, members, search=time_to_search(session, searches, len(chosen)))
@@ -249,22 +249,24 @@ def _chosen(
     InputError where it is too short for anything.
     """
     assert session.clock is not None
-    config, limit, folds = session.config, session.clock.limit, len(session.config.folds(datalist))
+    config, limit, folds = session.config, session.clock.limit, datalist.num_fold
     key = choice_key(bundles, datalist, config)
     earlier = kept_choice(session.workspace, key)
     if earlier is not None:
         return earlier
     named, all_folds = config.algos is not None, config.num_fold is not None
+    refit = max(0, max(Counter(map(_family, bundles)).values()) - folds)  # bundles that there are on all cases
 
     def chosen_in(seconds: float) -> Choice | None:
-        return choose(candidates, folds, replace(room, seconds=seconds), named=named, all_folds=all_folds)
+        there = replace(room, seconds=seconds)
+        return choose(candidates, folds, there, named=named, all_folds=all_folds, refit=refit)
 
     choice = chosen_in(room.seconds)
     if choice is None:
-        least = least_seconds(candidates, room, named, folds if all_folds else 1) + session.clock.spent
+        least = least_seconds(candidates, room, named, folds + refit if all_folds else 1) + session.clock.spent
         message = f"{_span(limit)} are too short: the least for these data here is {_span(1.1 * least)}"
         raise InputError([Fault("", "time_limit", message)])
-    first = among(choice, bundles)
+    first = among(choice, bundles, folds)
     span = time_to_search(session, searches_left(session, first, datalist), len(first))
     beside = None if span is None else chosen_in(room.seconds - span.together)
     if beside is not None and min(beside.steps.values()) >= SEARCH_LEAVES:
@@ -281,10 +283,12 @@ def kept_choice(workspace: Workspace, key: str) -> Choice | None:
     return None
 
 
-def among(choice: Choice, bundles: Sequence[Path]) -> list[Path]:
-    """The bundles that are trained: of every family chosen the first folds; one on all cases is the last."""
-    by_family = {name: [bundle for bundle in bundles if _family(bundle) == name] for name in choice.seconds}
-    taken = {bundle for folds in by_family.values() for bundle in sorted(folds, key=_fold)[: choice.folds]}
+def among(choice: Choice, bundles: Sequence[Path], folds: int) -> list[Path]:
+    """The bundles that are trained: of every family chosen the first ones of its `folds`, and of those on all cases."""
+    taken = set[Path]()
+    for name in choice.seconds:
+        own = sorted((bundle for bundle in bundles if _family(bundle) == name), key=_fold)
+        taken |= {*own[: choice.folds], *own[folds : folds + choice.refit]}
     return [bundle for bundle in bundles if bundle in taken]
 
 
@@ -294,18 +298,15 @@ def choice_key(bundles: Sequence[Path], datalist: Datalist, config: RunConfig) -
     return fingerprint({"jobs": [fingerprint(training_inputs(b, datalist)) for b in bundles], "said": said})
 
 
-def _tell(session: Session, choice: Choice, folds: int) -> None:
+def _tell(session: Session, choice: Choice, datalist: Datalist) -> None:
     assert session.clock is not None
     parts = [
         f"{name}: {_span(seconds)} a fold, {_steps(choice.steps[name])}" for name, seconds in choice.seconds.items()
     ]
-    scored = folds - session.config.refit  # of which there is a validation
-    further = max(0, choice.folds - scored)
-    which = (
-        f"{choice.folds} of {scored} folds" if choice.folds < scored else f"{scored} fold{'s' if scored > 1 else ''}"
-    )
-    if session.config.refit:
-        which += f" and {further} of {session.config.refit} networks on all cases"
+    folds = datalist.num_fold
+    which = f"{choice.folds} of {folds} folds" if choice.folds < folds else f"{folds} fold{'s' if folds > 1 else ''}"
+    if choice.refit or session.config.refit:
+        which += f" and {choice.refit} network{'s' if choice.refit != 1 else ''} on all cases"
     before = f", {_span(session.clock.before)} of it spent before" if session.clock.before else ""
     facts = {"time_limit": session.clock.limit, "left": session.clock.left, "choice": to_plain(choice)}
     message = f"time limit {_span(session.clock.limit)}{before}: {which}; {'; '.join(parts)}"

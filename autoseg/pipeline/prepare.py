@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.analysis import CheckResult, check_reports, discovered_labels, examine, label_counts, summarize
-from autoseg.bundles.marks import bundle_weights
+from autoseg.bundles.marks import bundle_weights, same_files
 from autoseg.config import RunConfig, config_to_input
 from autoseg.datalist import load_datalist, make_folds, plain_datalist, with_regions
 from autoseg.errors import Fault, Faults, InputError, all_faults, nearest, one_line
@@ -358,9 +358,13 @@ def standing_bundles(config: RunConfig, workspace: Workspace, datalist: Datalist
     left_out = {name for name, plan in planned.items() if plan["skip"] and not config.algos}
     folders = {name: folder for name, folder in families(config).items() if name not in left_out}
     foreign = folders.keys() - ours(folders).keys()
-    bundles = [workspace.bundle(n, fold) for n in folders for fold in config.folds(datalist, n in foreign)]
-    for bundle in bundles:
-        refuse_missing(bundle, "generate")
+    bundles = list[Path]()
+    asked = datalist.num_fold + (config.refit or 0)  # others were not written where no time was limited
+    for name in folders:
+        own = [workspace.bundle(name, fold) for fold in config.folds(datalist, name in foreign)]
+        for bundle in own[:asked]:
+            refuse_missing(bundle, "generate")
+        bundles += filter(Path.exists, own)
     return bundles
 
 
@@ -381,15 +385,6 @@ def replace_tree(source: Path, target: Path) -> None:
     if source.resolve() != target.resolve():
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-
-
-def same_files(draft: Path, target: Path) -> bool:
-    """Whether every file of the draft's configs and scripts stands in `target` unchanged."""
-    files = [p for part in ("configs", "scripts") for p in (draft / part).rglob("*") if p.is_file()]
-    return target.is_dir() and all(
-        (target / p.relative_to(draft)).is_file() and (target / p.relative_to(draft)).read_bytes() == p.read_bytes()
-        for p in files
-    )
 
 
 def refuse_missing(path: Path, verb: str) -> None:

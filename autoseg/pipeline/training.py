@@ -265,6 +265,7 @@ def write_leaderboard(
                 steps=int(scores.get("steps", 0)),
                 seconds=float(scores.get("seconds", 0.0)),
                 predicts=bool(scores.get("predicts", True)),
+                recall_dice=scores.get("recall_dice"),
             )
         )
         if not math.isnan(entries[-1].mean_dice):

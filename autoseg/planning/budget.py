@@ -12,6 +12,7 @@ from autoseg.records import Speed
 
 LEAST_STEPS = 40  # with fewer a network has learned nothing that could be called a result
 FOLD_STEPS, FOLD_SHARE = 300, 0.5  # steps, and share of those planned, that each fold gets before there is another
+ALL_SHARE = 1.0  # of the planned steps, that each network gets before there are more of them than folds
 CPU_SHARE = 3.0  # times its planned steps, which are few on a CPU, that the first family gets before there is another
 UNKNOWN_STEPS = 10**9  # of a family that cannot be measured
 VALIDATING = 1.2  # times the steps' time: validations while training, and the last one (engine/budget.py)
@@ -123,12 +124,16 @@ class Room:
 
 @dataclass(frozen=True)
 class Choice:
-    """Families in the order of their preference, with the seconds of each of their jobs; how many folds are trained."""
+    """Families in the order of their preference, with the seconds of each of their jobs.
+
+    Each trains its first `folds` folds, and `refit` networks on all cases.
+    """
 
     seconds: dict[str, float]
     steps: dict[str, int]
     folds: int
     training: float  # seconds of the whole stage
+    refit: int = 0
     left_out: dict[str, str] = field(default_factory=dict)
     search: bool = False  # whether there is time to search for architectures before
 
@@ -140,15 +145,18 @@ def least_seconds(candidates: Sequence[Candidate], room: Room, named: bool, fold
     return jobs + MARGIN * (room.closing + folds * room.a_member)
 
 
-def choose(candidates: Sequence[Candidate], folds: int, room: Room, *, named: bool, all_folds: bool) -> Choice | None:
+def choose(
+    candidates: Sequence[Candidate], folds: int, room: Room, *, named: bool, all_folds: bool, refit: int = 0
+) -> Choice | None:
     """What to train in the time there is; None where it is too little for anything.
 
-    The first family comes first: as many folds as get their steps each (FOLD_STEPS, FOLD_SHARE), in full rounds over
-    the slots where it is not all of them, for what stands idle would have been steps. Another family joins, with its
-    planned steps, where the first one has `enough` on all folds; what is left is the first one's. Families that were
-    `named` are all trained, sharing the time; `all_folds`: so are the folds.
+    The first family comes first: as many networks as get their steps each (FOLD_STEPS, FOLD_SHARE; beyond the number of
+    folds ALL_SHARE), in full rounds over the slots, for what stands idle would have been steps. Half of them, `refit`
+    at most, are trained on all cases: they have seen more than a fold's, and folds say how good both are. Another
+    family joins, with its planned steps, where the first one has `enough` on all networks; what is left is the first
+    one's. Families that were `named` are all trained, sharing the time; `all_folds`: so are all networks.
     """
-    if room.seconds < least_seconds(candidates, room, named, folds if all_folds else 1):
+    if room.seconds < least_seconds(candidates, room, named, folds + refit if all_folds else 1):
         return None
     first = candidates[0]
     taken = list(candidates) if named else [first]
@@ -157,31 +165,49 @@ def choose(candidates: Sequence[Candidate], folds: int, room: Room, *, named: bo
         training, shares = room.training(n), [c.share for c in taken] * n
         unit = seconds_a_share(training, shares, room.slots)
         seconds = {c.name: unit * c.share for c in taken}
-        return Choice(seconds, {c.name: c.steps_in(seconds[c.name]) for c in taken}, n, training)
+        more = refit if all_folds else max(n - folds, min(refit, n // 2))
+        return Choice(seconds, {c.name: c.steps_in(seconds[c.name]) for c in taken}, n - more, training, more)
 
-    side_by_side = min(folds, max(1, room.slots // len(taken)))
-    each = max(FOLD_STEPS, int(FOLD_SHARE * first.steps))
-    full = [n for n in range(folds, 0, -1) if n in (folds, 1) or n % side_by_side == 0]
-    asked = [(n, each if n > side_by_side else LEAST_STEPS) for n in full]
-    fitting = [n for n, steps in asked if min(shared(n).steps.values()) >= steps]
-    choice = shared(folds if all_folds else fitting[0] if fitting else 1)
-    if named or choice.folds < folds:
+    at_a_time = max(1, room.slots // len(taken))
+    choice = shared(folds + refit if all_folds else _networks(first, folds, folds + refit, at_a_time, shared))
+    if named or choice.folds + choice.refit < folds:
         reason = f"{choice.folds} of {folds} folds of {first.name} fill the time"
         return replace(choice, left_out={c.name: reason for c in candidates if c not in taken})
-    left_out = {}
+    left_out, networks = {}, choice.folds + choice.refit
     for other in candidates[1:]:
         more = [*taken, other]
         wanted = [c.seconds(c.enough if c is first else c.steps) for c in more]
-        if makespan(wanted * folds, room.slots) <= choice.training:
+        if makespan(wanted * networks, room.slots) <= choice.training:
             taken = more
         else:
             left_out[other.name] = f"{first.name} would get fewer than {first.enough} steps a fold"
-    return replace(_rest_to_the_first(taken, folds, room, choice.training), left_out=left_out)
+    return _rest_to_the_first(taken, room, replace(choice, left_out=left_out))
 
 
-def _rest_to_the_first(taken: Sequence[Candidate], folds: int, room: Room, training: float) -> Choice:
+def _networks(first: Candidate, folds: int, most: int, at_a_time: int, shared: Callable[[int], Choice]) -> int:
+    """How many networks a family trains, up to `most`: the largest number that leaves each one its steps.
+
+    `shared`: what each gets, by their number. What fits one round over the slots needs LEAST_STEPS alone; a round that
+    is begun for folds is filled.
+    """
+    one_round, begun = min(most, at_a_time), -(-folds // at_a_time) * at_a_time
+
+    def asked(n: int) -> int:
+        if n <= one_round:
+            return LEAST_STEPS
+        share = FOLD_SHARE if n <= begun else ALL_SHARE
+        return max(FOLD_STEPS, int(share * first.steps))
+
+    full = [n for n in range(most, 0, -1) if n in (most, 1) or n % one_round == 0]
+    return next((n for n in full if min(shared(n).steps.values()) >= asked(n)), 1)
+
+
+def _rest_to_the_first(taken: Sequence[Candidate], room: Room, choice: Choice) -> Choice:
     """The other families get the time for their planned steps, the first one all that is left."""
-    others = {c.name: c.seconds(c.steps) for c in taken[1:]}
-    first = largest(lambda own: makespan([own, *others.values()] * folds, room.slots) <= training, training)
-    seconds = {taken[0].name: first, **others}
-    return Choice(seconds, {c.name: c.steps_in(seconds[c.name]) for c in taken}, folds, training)
+    others, networks = {c.name: c.seconds(c.steps) for c in taken[1:]}, choice.folds + choice.refit
+
+    def fits(own: float) -> bool:
+        return makespan([own, *others.values()] * networks, room.slots) <= choice.training
+
+    seconds = {taken[0].name: largest(fits, choice.training), **others}
+    return replace(choice, seconds=seconds, steps={c.name: c.steps_in(seconds[c.name]) for c in taken})

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from autoseg.ensemble import METHODS, choose_members
+from autoseg.ensemble.members import collapsed
 from autoseg.errors import InputError
 from autoseg.records import LeaderboardEntry
 
@@ -73,6 +74,16 @@ def test_a_network_that_cannot_predict_is_no_member_however_good(method: str) ->
     assert blind not in members
     ((name, reason),) = left_out
     assert name == "c_0" and "InferClass could not predict" in reason
+
+
+def test_a_network_on_all_cases_that_has_not_even_learned_those_has_collapsed() -> None:
+    folds, fallen = [entry("c_0", 0.5), entry("c_1", 0.55)], replace(entry("c_2", math.nan), recall_dice=0.1)
+    fine, unknown = replace(entry("c_3", math.nan), recall_dice=0.3), entry("c_4", math.nan)
+    board = [*folds, fallen, fine, unknown]
+    members, left_out = choose_members(board, "AlgoEnsembleAll")
+    assert members == [*folds, fine, unknown]
+    assert left_out == [("c_2", "its training collapsed: mean Dice 0.100, the family's other folds have 0.525")]
+    assert collapsed(board) == [fallen]
 
 
 def test_where_nothing_is_learnt_well_nothing_has_collapsed() -> None:

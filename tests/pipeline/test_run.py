@@ -322,6 +322,10 @@ def test_refit_trains_on_all_cases_beside_the_folds(odd_path: Path) -> None:
     assert result.members == ("segresnet_0", "segresnet_1", "segresnet_2", "segresnet_3")
     board = {entry.name: entry for entry in result.leaderboard}
     assert math.isnan(board["segresnet_2"].mean_dice) and not board["segresnet_2"].dice
+    assert [entry.name for entry in result.leaderboard if entry.recall_dice is not None] == [
+        "segresnet_2",
+        "segresnet_3",
+    ]
     assert result.cross_validation["segresnet"]["n_cases"] == 4
     alike = [Bundle.load(odd_path / "w" / f"segresnet_{fold}") for fold in (2, 3)]
     assert [tuple(map(len, bundle.cases())) for bundle in alike] == [(4, 0), (4, 0)]

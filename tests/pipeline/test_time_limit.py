@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -35,7 +36,9 @@ def test_a_limit_that_is_too_short_is_refused_with_the_least_and_a_longer_one_is
     assert result.evaluation is not None and len(result.predictions) == 2
     assert not (odd_path / "w" / "clock.json").exists()
     choice = read_json(odd_path / "w" / "pace.json")["choice"]
-    assert {entry.name for entry in result.leaderboard} == {f"segresnet_{fold}" for fold in range(choice["folds"])}
+    folds = [*range(choice["folds"]), *range(5, 5 + choice["refit"])]  # those past the last one are of all cases
+    assert {entry.name for entry in result.leaderboard} == {f"segresnet_{fold}" for fold in folds}
+    assert all(math.isnan(entry.mean_dice) == (entry.fold >= 5) for entry in result.leaderboard)
     assert any(e.kind == "forecast" and e.message.startswith("time limit ") for e in events)
     assert all(entry.steps > 0 for entry in result.leaderboard)
 

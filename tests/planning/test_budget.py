@@ -9,6 +9,7 @@ import pytest
 
 from autoseg.devices import makespan
 from autoseg.planning.budget import (
+    FOLD_SHARE,
     FOLD_STEPS,
     LEAST_STEPS,
     SEARCH_START,
@@ -110,6 +111,39 @@ def test_folds_come_in_full_rounds_over_the_slots_or_all_of_them() -> None:
     assert [n for n, _ in itertools.groupby(one.folds for one in found if one is not None)] == [2, 4, 5]
     found = [choose([QUICK], 5, room(s, slots=1), named=False, all_folds=False) for s in range(100, 4000, 20)]
     assert [n for n, _ in itertools.groupby(one.folds for one in found if one is not None)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("slots", "wanted"),
+    [
+        (1, [(1, 0), (1, 1), (2, 1), (2, 2), (3, 2), (3, 3), (4, 3), (5, 3)]),
+        (2, [(1, 1), (2, 2), (3, 3), (5, 3)]),
+        (4, [(2, 2), (5, 3)]),
+        (8, [(1, 0), (5, 3)]),
+    ],
+)
+def test_half_of_the_networks_see_all_cases_and_rounds_that_are_begun_are_filled(
+    slots: int, wanted: list[tuple[int, int]]
+) -> None:
+    found = [choose([QUICK], 5, room(s, slots), named=False, all_folds=False, refit=3) for s in range(100, 12_000, 20)]
+    assert [n for n, _ in itertools.groupby((c.folds, c.refit) for c in found if c is not None)] == wanted
+
+
+def test_more_networks_than_folds_come_when_each_gets_its_planned_steps() -> None:
+    found = [choose([QUICK], 5, room(s), named=False, all_folds=False, refit=3) for s in range(100, 12_000, 20)]
+    steps = {
+        both: [c.steps["segresnet"] for c in found if c and (c.folds, c.refit) == both] for both in [(3, 3), (5, 3)]
+    }
+    assert min(steps[3, 3]) >= FOLD_SHARE * QUICK.steps
+    assert min(steps[5, 3]) >= QUICK.steps
+    assert all(c.steps == {"segresnet": QUICK.steps_in(c.seconds["segresnet"])} for c in found if c)
+
+
+def test_networks_that_were_asked_for_beside_all_folds_are_all_trained() -> None:
+    choice = choose([QUICK], 5, room(700.0), named=False, all_folds=True, refit=2)
+    assert choice is not None
+    assert (choice.folds, choice.refit) == (5, 2)
+    assert makespan([choice.seconds["segresnet"]] * 7, 2) == pytest.approx(choice.training)
 
 
 def test_more_time_never_means_fewer_steps_for_the_first_family() -> None:
