@@ -109,6 +109,11 @@ class Datalist:
         """Names of what is predicted and scored: by label value, or of regions by number from 1 on."""
         return dict(enumerate(self.regions, 1)) if self.regions else dict(self.labels)
 
+    @property
+    def highest_fold(self) -> int:
+        """Of any training case; 0 where they have none."""
+        return max((case.fold or 0 for case in self.training), default=0)
+
     def split(self, fold: int) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
         """(training cases, validation cases) of a fold; a `validation` list, where there is one, is every fold's.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from autoseg.planning.patch import NEAR
+
 # [C, X, Y] as [C, X, Y, 1]; ITK gives such an image an affine of two axes, which then has a third of 1 mm
 PLANE = (
     "$lambda x: x if x.ndim == 4 else "
@@ -26,6 +28,7 @@ def image_item(paths: Sequence[str], settings: Mapping[str, Any]) -> dict[str, s
 def preprocessing(settings: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     """Transforms from files to `keys` (image, perhaps label): RAS, foreground crop, normalised, resampled.
 
+    Resampling is the last: along every axis or, without `resample`, along those whose spacing is not NEAR the target.
     Files of a case are brought onto the grid of the first. A 2D image gets a third axis of one voxel. The order is
     nnU-Net's: intensities are normalised before resampling, within the crop.
     """
@@ -40,6 +43,7 @@ def preprocessing(settings: Mapping[str, Any], keys: Sequence[str]) -> dict[str,
         onto = {"_target_": "ResampleToMatchd", "keys": files[1:], "key_dst": files[0]}
         steps.append({**onto, "mode": "bilinear", "padding_mode": "border"})
         steps.append({"_target_": "ConcatItemsd", "keys": files, "name": "image"})
+        steps.append({"_target_": "DeleteItemsd", "keys": files})  # Spacingd takes image_0 for a dictionary of image's
     steps += [
         {"_target_": "Orientationd", "keys": keys, "axcodes": "RAS", "labels": None},
         {
@@ -51,9 +55,11 @@ def preprocessing(settings: Mapping[str, Any], keys: Sequence[str]) -> dict[str,
         },
         *_normalization(settings),
     ]
-    if settings["resample"]:
-        spacing = {"_target_": "Spacingd", "keys": keys, "pixdim": "@resample_to_spacing"}
-        steps.append({**spacing, "mode": ["bilinear", "nearest"][: len(keys)], "padding_mode": "border"})
+    spacing: dict[str, Any] = {"_target_": "Spacingd", "keys": keys, "pixdim": "@resample_to_spacing"}
+    if not settings["resample"]:  # the cases are alike: others that are not may come
+        spacing["min_pixdim"] = f"$[{1 - NEAR} * s for s in @resample_to_spacing]"
+        spacing["max_pixdim"] = f"$[{1 + NEAR} * s for s in @resample_to_spacing]"
+    steps.append({**spacing, "mode": ["bilinear", "nearest"][: len(keys)], "padding_mode": "border"})
     return {"_target_": "Compose", "transforms": steps}
 
 

@@ -24,7 +24,8 @@ class Flags:
     algos: network families, separated by commas (default: those that suit the data)
     num_fold: number of folds to train (default: as many as the datalist names, else 5)
     train_on_all: one network, trained on every case, with no cross-validation
-    refit: beside the folds, so many networks trained on every case, which join the ensemble (default: 0)
+    refit: beside the folds, so many networks trained on every case, which join the ensemble (default: 0; within a time
+        limit, as the time allows)
     class_names: names of the labels 1, 2, ..., separated by commas; or regions, as [{name: whole, index: [1, 2]}, ...]
     sigmoid: every label is decided by itself instead of the likeliest of all
     patient_pattern: regular expression whose first group, in the file name, is the patient; folds keep patients whole

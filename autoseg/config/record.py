@@ -66,19 +66,19 @@ class RunConfig:
 
         A `foreign` family, of a template written for MONAI's Auto3DSeg, must have cases to validate on.
         """
-        past = 1 + max((case.fold or 0 for case in datalist.training), default=0)
+        past = 1 + datalist.highest_fold
         return [*range(datalist.num_fold), *range(past, past + self.refits(datalist) * (not foreign))]
 
     def refits(self, datalist: Datalist) -> int:
         """The networks a family on all training cases that there can be: as said, or half as many as folds.
 
-        Half where a time limit chooses among them: without one, or with `num_fold`, nothing is trained that was not
-        asked for.
+        Half where a time limit chooses among them: without one, or where the number of folds is said, here or by a
+        datalist that names fewer than its cases have, nothing is trained that was not asked for.
         """
         if self.refit is not None:
             return self.refit
-        chosen = self.time_limit is not None and self.num_fold is None and not self.train_on_all
-        return math.ceil(datalist.num_fold / 2) if chosen and not datalist.validation else 0
+        said = self.num_fold is not None or self.train_on_all or datalist.num_fold <= datalist.highest_fold
+        return math.ceil(datalist.num_fold / 2) if self.time_limit and not said and not datalist.validation else 0
 
     def says(self, key: str) -> bool:
         """Whether a hyper-parameter is set, to something, for any family."""

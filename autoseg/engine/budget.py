@@ -18,6 +18,7 @@ SCORING = 1.15  # times the windows' share: resampling to the image's grid, Dice
 SECONDS_A_CASE = 0.08  # of reading and writing, when a case is scored
 LONG = 8.0  # seconds of a work in which what the first time takes more is little
 ENDING = 2.0  # seconds: weights, the process's end
+RECALLING = 6.0  # steps' time, for what a network on all cases is asked of them at its end
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -100,14 +101,15 @@ class Budget:
         """Seconds of training at its end, if `seconds` are spent now; None where no time is given."""
         limits = [float(self.settings["max_seconds"])] if self.settings["max_seconds"] else []
         if self.settings["deadline"]:
-            closing = self._closing(seconds, progress.a_validation(self.windows()))
+            closing = self._closing(progress, seconds)
             limits.append(seconds + max(0.0, self._left() - closing))
         return min(limits, default=None)
 
-    def _closing(self, seconds: float, validation_seconds: float | None) -> float:
+    def _closing(self, progress: Progress, seconds: float) -> float:
         """Seconds of the last validation and of scoring, by what a validation takes with its own windows."""
         if not self.shapes:
-            return ENDING
+            return ENDING + RECALLING * seconds / max(1, progress.step)
+        validation_seconds = progress.a_validation(self.windows())
         if validation_seconds is None:
             return FIRST_GUESS * (seconds + self._left())
         last = validation_seconds if self._has_time(seconds, validation_seconds) else 0.0

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.bundle import ComponentLocator, ConfigParser
-from monai.data import MetaTensor
+from monai.data import MetaTensor, get_track_meta, set_track_meta
 from monai.transforms import Compose
 
 from autoseg.bundles.marks import ARCHITECTURE, architecture_file, is_expression, named_in, patch_file
@@ -20,7 +21,7 @@ from autoseg.bundles.preprocessing import image_item
 from autoseg.datalist import load_datalist, unreadable
 from autoseg.engine.checkpoints import load_checkpoint
 from autoseg.errors import Fault, Faults, InputError, nearest
-from autoseg.planning.patch import planar
+from autoseg.planning.patch import NEAR, planar
 from autoseg.records import Case, Datalist
 from autoseg.workspace import read_keys, read_yaml
 
@@ -128,8 +129,25 @@ class Bundle:
 
     def preprocess(self, case: Case) -> MetaTensor:
         """The image of a case as the network sees it, [C, X, Y, Z] float32, its affine with it."""
-        image: MetaTensor = self.preprocessing()(self.item(case))["image"]
+        image: MetaTensor = self.preprocessed(case)["image"]
         return image
+
+    def preprocessed(self, case: Case, with_label: bool = False) -> dict[str, MetaTensor]:
+        """The image, and perhaps the label, of a case as the network sees them.
+
+        Where cases are not resampled, one of their spacing is not passed through MONAI's resampling: that would remove
+        shear from its affine. A training turns off that tensors know their affine: here they do.
+        """
+        steps, item, tracked = self.preprocessing(with_label), self.item(case, with_label), get_track_meta()
+        last = len(steps.transforms) - 1
+        set_track_meta(True)
+        try:
+            data: dict[str, MetaTensor] = steps(item, end=last)
+            target = np.asarray(self.settings["resample_to_spacing"], float)
+            near = np.abs(np.asarray(data["image"].pixdim) / target - 1) <= NEAR
+            return data if near.all() and not self.settings["resample"] else steps(data, start=last)
+        finally:
+            set_track_meta(tracked)
 
     def item(self, case: Case, with_label: bool = False) -> dict[str, Any]:
         """A case's files as `preprocessing` takes them; InputError where there are too many, too few, or odd ones."""

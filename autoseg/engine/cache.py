@@ -124,7 +124,7 @@ def preprocess_case(bundle: Bundle, folder: Path, case: Case) -> None:
     target, settings = folder / case.id, bundle.settings
     if is_fresh(target, case):
         return
-    data = bundle.preprocessing(with_label=True)(bundle.item(case, with_label=True))
+    data = bundle.preprocessed(case, with_label=True)
     image = np.clip(data["image"].numpy(), -LARGEST_FLOAT16, LARGEST_FLOAT16).astype(np.float16)
     label = to_indices(data["label"].numpy()[0], settings["label_values"])
     temporary = folder / f".{case.id}.{os.getpid()}.tmp"

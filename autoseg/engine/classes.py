@@ -74,12 +74,20 @@ class Classes:
 
     def dice(self, logits: torch.Tensor, label: npt.NDArray[np.uint8]) -> dict[str, float]:
         """Dice by key of logits [K, ...] against label indices [...]."""
-        if not self.regions:
-            found = dice_by_label(logits.argmax(0).to(torch.uint8).cpu().numpy(), label, range(1, len(self.values)))
-            return {str(self.values[int(index)]): value for index, value in found.items()}
-        masks = (logits > 0).movedim(0, -1).cpu().numpy()
-        reference = bits_of_values(self.values, self.regions)[label]
-        return self.scored.dice(bits_of_channels(masks), reference)
+        return self.dice_of(self.answer(logits), label)
+
+    def answer(self, logits: torch.Tensor) -> npt.NDArray[Any]:
+        """What logits [K, ...] decide: label indices [...], or the bits of regions [...]."""
+        if self.regions:
+            return bits_of_channels((logits > 0).movedim(0, -1).cpu().numpy())
+        return argmax(logits).to(torch.uint8).cpu().numpy()
+
+    def dice_of(self, answer: npt.NDArray[Any], label: npt.NDArray[np.uint8]) -> dict[str, float]:
+        """Dice by key of an answer against label indices of the same shape."""
+        if self.regions:
+            return self.scored.dice(answer, bits_of_values(self.values, self.regions)[label])
+        found = dice_by_label(answer, label, range(1, len(self.values)))
+        return {str(self.values[int(index)]): value for index, value in found.items()}
 
     def present(self, label: npt.NDArray[Any]) -> set[str]:
         """The keys, as `dice` writes them, that a map of label indices has a voxel of."""

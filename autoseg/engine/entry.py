@@ -29,10 +29,10 @@ from autoseg.engine.ranks import Ranks, is_left_alone
 from autoseg.engine.search import ArchitectureSearch
 from autoseg.engine.trainer import Trainer
 from autoseg.engine.validation import recall_dice
-from autoseg.errors import AutosegError
+from autoseg.errors import AutosegError, one_line
 from autoseg.evaluation import mean_dice, mean_dice_by_label, onto_grid_of
 from autoseg.records import Case
-from autoseg.workspace import read_yaml, write_json
+from autoseg.workspace import read_json, read_yaml, write_json
 
 # What Auto3DSeg's callers say that is no hyper-parameter of ours and changes no result: who calls, how a cache is
 # filled, where it is logged.
@@ -49,7 +49,10 @@ logger = logging.getLogger(__name__)
 
 
 def train(root: Path, override: Mapping[str, Any]) -> None:
-    """Train the bundle at `root`, then predict and score its validation fold at the original geometry."""
+    """Train the bundle at `root`, then predict and score its validation fold at the original geometry.
+
+    One without validation cases is asked, in a few windows, of what it was trained on: `recall_dice` in scores.json.
+    """
 
     def work() -> None:
         ranks = Ranks.join(torch_device())
@@ -76,14 +79,22 @@ def train(root: Path, override: Mapping[str, Any]) -> None:
             "roi_size": bundle.settings["roi_size"],
         }
         if not trainer.validation:
-            network = trainer.average.module.eval()
-            how = trainer.settings, trainer.device, trainer.autocast
-            facts["recall_dice"] = recall_dice(network, trainer.training, *how)
+            facts["recall_dice"] = _recalled(trainer)
         mean = score_validation(bundle, facts)
         if progress.is_unscored:
             trainer.journal.write_history(progress.ended_with(mean))
 
     _scripted(root, work)
+
+
+def _recalled(trainer: Trainer) -> float | None:
+    """What the network knows of cases that it was trained on; None where it cannot be asked: that costs no training."""
+    how = trainer.settings, trainer.device, trainer.autocast
+    try:
+        return recall_dice(trainer.average.module.eval(), trainer.training, *how)
+    except (MemoryError, RuntimeError, OSError) as error:
+        logger.warning("whether it has learned its cases is not known: %s", one_line(error))
+        return None
 
 
 def _ready(root: Path, override: Mapping[str, Any]) -> Bundle:
@@ -110,8 +121,13 @@ def find_architecture(root: Path, override: Mapping[str, Any]) -> None:
 
 
 def validate(root: Path, override: Mapping[str, Any]) -> None:
-    """Predict and score the validation fold of a trained bundle."""
-    _scripted(root, lambda: score_validation(_bundle(root, override), {}))
+    """Predict and score the validation fold of a trained bundle; what scores.json says of its training stays."""
+
+    def work() -> None:
+        path = root / "scores.json"
+        score_validation(_bundle(root, override), read_json(path) if path.is_file() else {})
+
+    _scripted(root, work)
 
 
 def infer(root: Path, image: str, output: str, override: Mapping[str, Any]) -> None:
@@ -170,8 +186,8 @@ def score_validation(bundle: Bundle, facts: Mapping[str, Any]) -> float:
         ]
     mean = mean_dice(scores)
     found = {"mean_dice": mean, "dice": mean_dice_by_label(scores), "cases": rows}
-    found["seconds_a_case"] = round(predicting / max(1, len(scores)), 3)
-    write_json(bundle.root / "scores.json", {**found, **facts})
+    found["seconds_a_case"] = round(predicting / len(scores), 3) if scores else None
+    write_json(bundle.root / "scores.json", {**facts, **found})
     logger.info("validation at the original geometry: %d cases, mean Dice %.4f", len(scores), mean)
     return mean
 

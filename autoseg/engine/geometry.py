@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.data.utils import to_affine_nd
 
 TOLERANCE = 1e-3  # voxels: a coordinate this near a whole one is meant to be it
+SHEAR = 0.5  # voxels of the network, from one end of the image to the other, that its axes may diverge: headers round
 Outside = Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]
 OUTSIDE = 0.5 + TOLERANCE  # voxels beyond the border of the network's grid that still take its edge value
 
@@ -64,7 +65,7 @@ class AxisMap:
     ) -> AxisMap:
         """Affines [4, 4] map voxels to mm; without a `chunk_axis`, chunks run along the network's first axis.
 
-        Raises ValueError where the grids are rotated or sheared against one another.
+        Raises ValueError where the grids are rotated or sheared against one another, by more than SHEAR somewhere.
         """
         matrix = np.linalg.solve(np.asarray(network_affine, float), np.asarray(original_affine, float))
         linear = matrix[:3, :3]
@@ -72,7 +73,7 @@ class AxisMap:
         scales = linear[axes, range(3)]
         rest = linear.copy()
         rest[axes, range(3)] = 0.0
-        if sorted(axes) != [0, 1, 2] or np.abs(rest).max() > TOLERANCE * np.abs(scales).max():
+        if sorted(axes) != [0, 1, 2] or (np.abs(rest) @ np.asarray(original_shape[:3], float)).max() > SHEAR:
             raise ValueError(
                 "the network's grid is rotated or sheared against the image's, so there is no way back: "
                 "preprocessing must keep the axes, and the image's affine must have no shear"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,7 @@ from autoseg.engine.precision import Autocast
 from autoseg.engine.slices import run_network, slice_axis
 from autoseg.evaluation import mean_dice, mean_dice_by_label
 
-LOOKED_AT = 8  # cases that a network has been trained on
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of a preprocessed case: image [C, x, y, z], label [x, y, z] of label indices."""
-
-    image: npt.NDArray[Any]
-    label: npt.NDArray[Any]
+LEAST_WINDOWS, MOST_WINDOWS = 8, 32  # in which a network is asked of cases that it was trained on
 
 
 @torch.inference_mode()
@@ -38,22 +29,14 @@ def validate_cached(
     autocast: Autocast,
 ) -> tuple[dict[str, float], float]:
     """(Dice by label value or region, mean Dice) over preprocessed cases, at the spacing the network sees."""
-    scores = [_dice(network, case, settings, device, autocast) for case in cases]
+    classes = Classes.of(settings)
+    scores = []
+    for case in cases:
+        image = torch.from_numpy(np.asarray(case.image, np.float32))[None]
+        with autocast():
+            logits = _logits(network, image, settings, device)
+        scores.append(classes.dice(logits[0], np.asarray(case.label)))
     return mean_dice_by_label(scores), mean_dice(scores)
-
-
-def _dice(
-    network: torch.nn.Module,
-    case: CachedCase | Piece,
-    settings: Mapping[str, Any],
-    device: torch.device,
-    autocast: Autocast,
-) -> dict[str, float]:
-    """Dice of one case by label value or region."""
-    image = torch.from_numpy(np.asarray(case.image, np.float32))[None]
-    with autocast():
-        logits = _logits(network, image, settings, device)
-    return Classes.of(settings).dice(logits[0], np.asarray(case.label))
 
 
 @torch.inference_mode()
@@ -63,34 +46,39 @@ def recall_dice(
     settings: Mapping[str, Any],
     device: torch.device,
     autocast: Autocast,
-) -> float:
-    """Mean Dice of a network in one window each of LOOKED_AT cases that it was trained on, around a foreground voxel.
+) -> float | None:
+    """Mean Dice over labels or regions, of all windows together, in cases that a network was trained on.
 
-    Of what is there alone. No measure of how good it is: where it is low, the network has not even learned these. NaN
-    without foreground.
+    Every other window is around a voxel of a label, of one label after the other, the others are anywhere; labels that
+    none was around do not count. No measure of how good a network is: where it is low, it has not even learned these.
+    None without foreground.
     """
-    some = [cases[int(number)] for number in np.linspace(0, len(cases) - 1, min(LOOKED_AT, len(cases)))]
-    scores = []
-    for number, case in enumerate(some):
-        if case.places:
-            window = window_around(case, number, settings["roi_size"])
-            there = Classes.of(settings).present(window.label)
-            found = _dice(network, window, settings, device, autocast)
-            scores.append({key: value for key, value in found.items() if key in there})
-    return mean_dice(scores)
-
-
-def window_around(case: CachedCase, number: int, size: Sequence[int]) -> Piece:
-    """The window, within the volume, that is nearest to a voxel of the case's `number`th label, counted round."""
-    labels = sorted(case.places)
-    places = case.places[labels[number % len(labels)]]
-    starts = [
-        min(max(int(place) - width // 2, 0), max(0, n - width))
-        for place, width, n in zip(places[len(places) // 2], size, case.label.shape, strict=True)
-    ]
-    box = tuple(slice(start, start + width) for start, width in zip(starts, size, strict=True))
+    classes = Classes.of(settings)
+    number = min(MOST_WINDOWS, max(LEAST_WINDOWS, 2 * len(classes.values[1:])))
     channels = (slice(None),)
-    return Piece(case.image[channels + box], case.label[box])
+    asked, answers, labels = set[int](), list[npt.NDArray[Any]](), list[npt.NDArray[Any]]()
+    for window, index in enumerate(np.linspace(0, len(cases) - 1, number).round()):
+        case = cases[int(index)]
+        middle: npt.NDArray[Any] = np.random.default_rng(window).integers(case.label.shape)
+        if window % 2 == 0 and case.places:
+            label = sorted(case.places)[window // 2 % len(case.places)]
+            middle = case.places[label][len(case.places[label]) // 2]
+            asked.add(label)
+        box = box_around(middle.tolist(), settings["roi_size"], case.label.shape)
+        image = torch.from_numpy(np.asarray(case.image[channels + box], np.float32))[None]
+        with autocast():
+            answers.append(classes.answer(_logits(network, image, settings, device)[0]).ravel())
+        labels.append(np.asarray(case.label[box]).ravel())
+    if not asked:
+        return None
+    found = classes.dice_of(np.concatenate(answers), np.concatenate(labels))
+    return mean_dice([{key: found[key] for key in classes.present(np.array(list(asked)))}])
+
+
+def box_around(middle: Sequence[int], size: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
+    """The part of a volume, of `size` or smaller, whose middle is nearest to a voxel."""
+    starts = [min(max(int(m) - s // 2, 0), max(0, n - s)) for m, s, n in zip(middle, size, shape, strict=True)]
+    return tuple(slice(start, start + s) for start, s in zip(starts, size, strict=True))
 
 
 def _logits(

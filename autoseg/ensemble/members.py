@@ -86,7 +86,7 @@ def standing(entry: LeaderboardEntry, entries: Sequence[LeaderboardEntry]) -> fl
 
 
 def collapsed(entries: Sequence[LeaderboardEntry]) -> list[LeaderboardEntry]:
-    """The trained folds that are far below their siblings."""
+    """The trained networks that are far below their siblings."""
     return [e for e in entries if e.status == "done" and _has_collapsed(e, _siblings_median(e, entries))]
 
 

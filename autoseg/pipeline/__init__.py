@@ -225,7 +225,7 @@ def _tune_first(session: Session) -> SweepResult | None:
 def _train(
     session: Session, datalist: Datalist, bundles: list[Path]
 ) -> tuple[Pace, tuple[LeaderboardEntry, ...], tuple[JobResult, ...]]:
-    """Preprocess, choose what fits the time, train; a collapsed fold once more. (pace, leaderboard, failed jobs).
+    """Preprocess, choose what fits the time, train; a collapsed network once more. (pace, leaderboard, failed jobs).
 
     Leaderboard and ensemble.json are brought up to date whenever a training ends: from the first one on, a run that is
     cut off can predict.

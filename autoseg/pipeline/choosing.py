@@ -323,7 +323,8 @@ def _seconds_a_case(session: Session, entries: Sequence[LeaderboardEntry]) -> di
     for entry in entries:
         with contextlib.suppress(InputError, KeyError, TypeError):
             scores = read_json(session.workspace.root / entry.name / "scores.json")
-            taken.setdefault(entry.algo, []).append(float(scores["seconds_a_case"]) / faster)
+            if scores["seconds_a_case"]:  # else it had no case to predict
+                taken.setdefault(entry.algo, []).append(float(scores["seconds_a_case"]) / faster)
     return {name: round(fmean(values), 3) for name, values in taken.items()}
 
 

@@ -1,4 +1,4 @@
-"""Folds that have collapsed, far below their siblings: trained once more, with another seed."""
+"""Networks that have collapsed, far below their siblings: trained once more, with another seed."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def reseed_collapsed(
     results: Mapping[str, JobResult],
     seconds: float,
 ) -> list[str]:
-    """Give each collapsed fold another seed and forget its training, once; returns the names of those bundles.
+    """Give each collapsed network another seed and forget its training, once; returns the names of those bundles.
 
-    `seconds`: that are left for trainings; a fold that trained over twice as long stays as it is. What was reseeded is
+    `seconds`: that are left for trainings; one that trained over twice as long stays as it is. What was reseeded is
     in reseeded.json, {bundle: {seed, fingerprint of the training that collapsed}}: it counts as long as that training
     would be the same again.
     """

@@ -22,7 +22,7 @@ from autoseg.pipeline.clock import Deadlines, seconds_spent
 from autoseg.pipeline.inputs import bundle_parts, case_digests, fingerprint, made_from
 from autoseg.pipeline.searching import Span, searches_left, time_to_search
 from autoseg.pipeline.session import Session
-from autoseg.pipeline.training import gpus_a_job, run_jobs, training_inputs, training_jobs
+from autoseg.pipeline.training import gpus_a_job, run_jobs, training_inputs, training_jobs, training_slots
 from autoseg.planning.budget import CPU_SHARE, UNKNOWN_STEPS, Candidate, Choice, Room, choose, least_seconds
 from autoseg.records import Case, Datalist, Event, Job, Resources, Slot, Speed, to_plain
 from autoseg.workspace import Workspace, read_json, read_keys, restored, write_json
@@ -82,14 +82,14 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
     validating = len(datalist.validation or datalist.training) * sum(c.speed.case for c in candidates)
     selecting = SELECTION_START + min(SELECTION_CASE * validating, SELECTION_SHARE * session.clock.limit)
     closing += selecting
-    room = Room(session.clock.left, len(session.training_slots(len(trained))), closing, max(members.values()))
+    room = Room(session.clock.left, len(training_slots(session, trained, datalist)), closing, max(members.values()))
     choice = _chosen(session, trained, datalist, candidates, room)
     chosen = among(choice, trained, datalist.num_fold)
     _tell(session, choice, datalist)
     planned = {b.name: choice.seconds[_family(b)] for b in chosen if b.name in left}
     spent = seconds_spent({b.name: b / "metrics.jsonl" for b in chosen})
     end = time.time() + replace(room, seconds=session.clock.left).training(choice.folds + choice.refit)
-    deadlines = Deadlines(planned, spent, len(session.training_slots(len(chosen))), end)
+    deadlines = Deadlines(planned, spent, len(training_slots(session, chosen, datalist)), end)
     searches = searches_left(session, chosen, datalist) if choice.search else []
     return Pace(chosen, deadlines, closing, selecting, members, search=time_to_search(session, searches, len(chosen)))
 
@@ -136,7 +136,7 @@ def _measure(session: Session, bundles: Sequence[Path], datalist: Datalist) -> d
     Small trainings that could share GPUs are also measured side by side, and `session.job_memory` says so where that
     makes SHARING_GAIN times as many steps.
     """
-    slots = session.slots(len(bundles))
+    slots = training_slots(replace(session, job_memory=0), bundles, datalist)
     alone = _measured(session, bundles, datalist, slots, "measure")
     memory = max((speed.memory for speed in alone.values()), default=0)
     side_by_side = session.slots(len(bundles), memory)
@@ -284,11 +284,15 @@ def kept_choice(workspace: Workspace, key: str) -> Choice | None:
 
 
 def among(choice: Choice, bundles: Sequence[Path], folds: int) -> list[Path]:
-    """The bundles that are trained: of every family chosen the first ones of its `folds`, and of those on all cases."""
-    taken = set[Path]()
+    """The bundles that are trained: of every family chosen the first ones of its `folds`, and of those on all cases.
+
+    A foreign family has folds alone: it trains as many networks, as far as it has them.
+    """
+    taken, number = set[Path](), choice.folds + choice.refit
     for name in choice.seconds:
         own = sorted((bundle for bundle in bundles if _family(bundle) == name), key=_fold)
-        taken |= {*own[: choice.folds], *own[folds : folds + choice.refit]}
+        whole = own[folds:][: choice.refit]
+        taken |= {*own[:folds][: number - len(whole)], *whole}
     return [bundle for bundle in bundles if bundle in taken]
 
 
@@ -301,7 +305,7 @@ def choice_key(bundles: Sequence[Path], datalist: Datalist, config: RunConfig) -
 def _tell(session: Session, choice: Choice, datalist: Datalist) -> None:
     assert session.clock is not None
     parts = [
-        f"{name}: {_span(seconds)} a fold, {_steps(choice.steps[name])}" for name, seconds in choice.seconds.items()
+        f"{name}: {_span(seconds)} a network, {_steps(choice.steps[name])}" for name, seconds in choice.seconds.items()
     ]
     folds = datalist.num_fold
     which = f"{choice.folds} of {folds} folds" if choice.folds < folds else f"{folds} fold{'s' if folds > 1 else ''}"
@@ -331,7 +335,7 @@ def _forecast(session: Session, jobs: Sequence[Job], datalist: Datalist) -> None
     if any(_family(b) not in known for b in bundles):
         return
     seconds = {b.name: _unlimited(known[_family(b)], lengths[b.name], bundle_settings(b)) for b in bundles}
-    slots = session.training_slots(len(bundles))
+    slots = training_slots(session, bundles, datalist)
     closing, members = _predictions(session, datalist, speeds, len(bundles))
     folds = len({_fold(b) for b in bundles})
     total = makespan(list(seconds.values()), len(slots)) + closing + folds * max(members.values())

@@ -194,7 +194,7 @@ def make_plans(session: Session, datalist: Datalist) -> dict[str, Plan]:
     start_from_weights(session, own)
     config, workspace = session.config, session.workspace
     networks = len(config.folds(datalist))
-    slots = session.slots(len(folders) * networks)
+    slots = session.slots(len(folders) * session.trainings(networks, datalist.num_fold))
     machine = machine_for(session, slots)
     found = found_statistics(workspace)
 

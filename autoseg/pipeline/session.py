@@ -58,6 +58,13 @@ class Session:
         """Slots for that many trainings, which may share GPUs."""
         return self.slots(jobs, self.job_memory)
 
+    def trainings(self, networks: int, folds: int) -> int:
+        """For how many of a family's `networks` slots are made.
+
+        On a CPU, where more slots are smaller ones, not for those that a time limit may add to the folds.
+        """
+        return networks if self.devices.gpus or self.config.refit is not None else min(networks, folds)
+
     def lose(self, gpu: str) -> None:
         """Go on without the GPU of that index."""
         self.lost += [f"{gpu} ({found.name})" for found in self.devices.gpus if found.index == gpu]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -150,6 +151,12 @@ def training_inputs(bundle: Path, datalist: Datalist) -> Inputs:
     return made_from(**bundle_parts(bundle), training=case_digests(training), validation=case_digests(validation))
 
 
+def training_slots(session: Session, bundles: Sequence[Path], datalist: Datalist) -> tuple[Slot, ...]:
+    """Slots on which these bundles are trained."""
+    networks = Counter(family_and_fold(bundle)[0] for bundle in bundles)
+    return session.training_slots(sum(session.trainings(number, datalist.num_fold) for number in networks.values()))
+
+
 def gpus_a_job(session: Session, jobs: int) -> int:
     """GPUs that each of so many trainings takes: several where there are twice as many GPUs, or more, 0 on a CPU."""
     gpus = len(session.devices.gpus)
@@ -221,7 +228,7 @@ def train(
     jobs = training_jobs(session, bundles, datalist)
     if deadlines is not None:
         jobs = [replace(job, cost=deadlines.waiting.get(job.id, job.cost)) for job in jobs]
-    slots = session.training_slots(len(jobs))
+    slots = training_slots(session, bundles, datalist)
 
     def start(job: Job) -> Job:
         if deadlines is None:

@@ -224,7 +224,7 @@ class _Sweeping:
             split=split,
             folders=folders,
             plans=plans,
-            machine=prepare.machine_for(session, session.slots(all_of_them * len(config.folds(datalist)))),
+            machine=prepare.machine_for(session, session.slots(all_of_them * len(bare.config.folds(datalist)))),
             space=space.bound({name: plan.settings for name, plan in plans.items()}),
             objectives=read_objectives(asked.objective, split.scored),
             slots=slots,

@@ -12,7 +12,8 @@ from autoseg.records import Speed
 
 LEAST_STEPS = 40  # with fewer a network has learned nothing that could be called a result
 FOLD_STEPS, FOLD_SHARE = 300, 0.5  # steps, and share of those planned, that each fold gets before there is another
-ALL_SHARE = 1.0  # of the planned steps, that each network gets before there are more of them than folds
+ALL_SHARE = 1.0  # of the planned steps, that each network gets before a round is begun for those beyond the folds
+LEAST_FOLDS = 2  # before there are networks on all cases: they show one another's collapse, and how good all are
 CPU_SHARE = 3.0  # times its planned steps, which are few on a CPU, that the first family gets before there is another
 UNKNOWN_STEPS = 10**9  # of a family that cannot be measured
 VALIDATING = 1.2  # times the steps' time: validations while training, and the last one (engine/budget.py)
@@ -154,7 +155,8 @@ def choose(
     folds ALL_SHARE), in full rounds over the slots, for what stands idle would have been steps. Half of them, `refit`
     at most, are trained on all cases: they have seen more than a fold's, and folds say how good both are. Another
     family joins, with its planned steps, where the first one has `enough` on all networks; what is left is the first
-    one's. Families that were `named` are all trained, sharing the time; `all_folds`: so are all networks.
+    one's. Families that were `named` are all trained, sharing the time; `all_folds`: so are all networks. LEAST_FOLDS
+    come first.
     """
     if room.seconds < least_seconds(candidates, room, named, folds + refit if all_folds else 1):
         return None
@@ -165,13 +167,13 @@ def choose(
         training, shares = room.training(n), [c.share for c in taken] * n
         unit = seconds_a_share(training, shares, room.slots)
         seconds = {c.name: unit * c.share for c in taken}
-        more = refit if all_folds else max(n - folds, min(refit, n // 2))
+        more = refit if all_folds else max(n - folds, min(refit, n // 2, n - LEAST_FOLDS), 0)
         return Choice(seconds, {c.name: c.steps_in(seconds[c.name]) for c in taken}, n - more, training, more)
 
     at_a_time = max(1, room.slots // len(taken))
     choice = shared(folds + refit if all_folds else _networks(first, folds, folds + refit, at_a_time, shared))
     if named or choice.folds + choice.refit < folds:
-        reason = f"{choice.folds} of {folds} folds of {first.name} fill the time"
+        reason = f"{choice.folds + choice.refit} networks of {first.name} fill the time"
         return replace(choice, left_out={c.name: reason for c in candidates if c not in taken})
     left_out, networks = {}, choice.folds + choice.refit
     for other in candidates[1:]:
@@ -180,7 +182,7 @@ def choose(
         if makespan(wanted * networks, room.slots) <= choice.training:
             taken = more
         else:
-            left_out[other.name] = f"{first.name} would get fewer than {first.enough} steps a fold"
+            left_out[other.name] = f"{first.name} would get fewer than {first.enough} steps a network"
     return _rest_to_the_first(taken, room, replace(choice, left_out=left_out))
 
 

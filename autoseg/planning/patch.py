@@ -13,6 +13,7 @@ from typing import Any
 
 from autoseg.planning.statistics import Machine, Statistics, Triple
 
+NEAR = 0.05  # of the target: where all cases are no further off, those that are not are left as they are
 ANISOTROPY = 3.0  # nnU-Net: an axis three times coarser than the finest is anisotropic
 GROWTH = 1.15  # Auto3DSeg: the patch may outgrow the median size so far
 # of a case's size, on a CPU: a patch as large does (hippocampus, 36x50x35 voxels: 32x48x32 for 40x56x40 makes 1.3 times
@@ -52,7 +53,7 @@ def resample_needed(stats: Statistics) -> tuple[bool, str]:
     target = target_spacing(stats)[0]
     lowest = min(stats.spacing_low[a] / target[a] for a in range(3))
     highest = max(stats.spacing_high[a] / target[a] for a in range(3))
-    needed = lowest < 0.95 or highest > 1.05
+    needed = lowest < 1 - NEAR or highest > 1 + NEAR
     return needed, f"spacings lie between {lowest:.2f} and {highest:.2f} of the target"
 
 

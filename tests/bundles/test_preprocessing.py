@@ -28,7 +28,10 @@ def write(path: Path, data: np.ndarray, affine: np.ndarray = FIRST) -> str:
 
 
 def preprocessed(files: list[str], label: str | None = None, **changes: Any) -> dict[str, Any]:
-    settings = {**skeleton_settings(), "resample": False, "image_files": len(files), **changes}
+    settings = {**skeleton_settings(), "resample": False, "image_files": len(files)}
+    if ".nii" in Path(files[0]).name:  # else a picture, of 1 mm
+        settings["resample_to_spacing"] = [float(n) for n in nib.load(files[0]).header.get_zooms()[:3]]
+    settings |= changes
     keys = ["image", "label"] if label else ["image"]
     parser = ConfigParser({**settings, "preprocessing": preprocessing(settings, keys)})
     given = {**image_item(files, settings), **({"label": label} if label else {})}
@@ -73,6 +76,7 @@ def test_channels_are_brought_onto_the_grid_of_the_first(odd_path: Path, kind: s
     assert image.shape == expected.shape
     np.testing.assert_allclose(image.numpy(), expected, atol=2e-3)
     assert nib.aff2axcodes(image.affine.numpy()) == ("R", "A", "S")
+    assert preprocessed(files, resample=True, resample_to_spacing=[2.0, 1.2, 2.0])["image"].shape == (2, 10, 22, 14)
 
 
 def test_one_file_may_hold_all_channels(odd_path: Path) -> None:
@@ -105,6 +109,18 @@ def test_foreground_is_cropped_and_labels_keep_their_values(odd_path: Path) -> N
     assert finer["image"].shape == finer["label"].shape
     assert finer["image"].shape[2] == 8 and finer["image"].shape[1] > 20
     assert set(np.unique(finer["label"].numpy())) == {0, 1, 200}
+
+
+@pytest.mark.parametrize(
+    ("spacing", "shape"),
+    [([1.04, 1.2, 2.0], (20, 10, 10)), ([2.0, 1.2, 2.0], (10, 10, 10)), ([1.0, 1.2, 1.0], (20, 10, 20))],
+)
+def test_a_spacing_that_is_not_near_the_others_is_resampled(
+    odd_path: Path, spacing: list[float], shape: tuple[int, ...]
+) -> None:
+    path = write(odd_path / "a.nii.gz", smooth((20, 10, 10)))
+    found = preprocessed([path], resample_to_spacing=spacing)["image"].shape[1:]
+    assert all(abs(n - m) <= 1 for n, m in zip(found, shape, strict=True))
 
 
 @pytest.mark.parametrize(("ending", "channels"), [("png", 1), ("png", 3), ("bmp", 3), ("tiff", 1)])

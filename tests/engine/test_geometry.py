@@ -114,7 +114,15 @@ def test_rotated_and_sheared_grids_are_refused() -> None:
     sheared[0, 1] = 0.1
     for affine in (turned, sheared):
         with pytest.raises(ValueError, match="rotated or sheared"):
-            AxisMap.between(np.eye(4), (4, 4, 4), affine, (4, 4, 4))
+            AxisMap.between(np.eye(4), (9, 9, 9), affine, (9, 9, 9))
+
+
+def test_a_header_that_is_rounded_is_not_sheared() -> None:
+    rounded = np.eye(4)
+    rounded[0, 2] = 0.004  # a tenth of a voxel over 25 slices
+    assert AxisMap.between(np.eye(4), (25, 25, 25), rounded, (25, 25, 25)).scales == (1.0, 1.0, 1.0)
+    with pytest.raises(ValueError, match="rotated or sheared"):
+        AxisMap.between(np.eye(4), (25, 25, 150), rounded, (25, 25, 150))
 
 
 def test_an_oblique_image_keeps_its_way_back(tmp_path: Path) -> None:

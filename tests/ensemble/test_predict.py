@@ -21,6 +21,7 @@ from monai.transforms import Invertd
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.checkpoints import save_checkpoint
 from autoseg.engine.combination import Combination
+from autoseg.engine.predictor import Predictor
 from autoseg.ensemble.__main__ import main
 from autoseg.ensemble.predict import predict_cases, usable_bundles
 from autoseg.errors import InputError, NoResultError
@@ -97,13 +98,31 @@ def by_monai(folders: list[Path], case: Case, mode: str) -> np.ndarray:
     return np.asarray(VALUES)[mean.argmax(0)]
 
 
+def test_a_spacing_that_no_case_had_is_resampled_and_one_that_is_near_is_not(
+    make_members: Callable[..., list[Path]], odd_path: Path
+) -> None:
+    case, labels = awkward_case(odd_path), {}
+    own = [float(n) for n in nib.as_closest_canonical(nib.load(case.image[0])).header.get_zooms()]
+    near = [0.97 * n for n in own]
+    for name, target in (("far", [1.4, 1.4, 1.4]), ("near", near)):
+        for resample in (False, True):
+            (root,) = make_members(1, resample=resample, resample_to_spacing=target)
+            bundle = Bundle.load(root)
+            seen = bundle.preprocess(case).pixdim.tolist()
+            labels[name, resample] = Predictor([bundle], CPU).predict(case).labels
+            assert seen == pytest.approx(own if (name, resample) == ("near", False) else target, rel=1e-3)
+    assert np.array_equal(labels["far", False], labels["far", True])
+    assert not np.array_equal(labels["near", False], labels["near", True])
+
+
 @pytest.mark.parametrize("mode", ["mean", "vote"])
 @pytest.mark.parametrize("resample", [False, True])
 def test_agrees_with_monai_on_an_awkward_image(
     make_members: Callable[..., list[Path]], odd_path: Path, resample: bool, mode: str
 ) -> None:
-    folders = make_members(resample=resample, resample_to_spacing=[1.4, 1.4, 1.4])
     case = awkward_case(odd_path)
+    own = [float(n) for n in nib.as_closest_canonical(nib.load(case.image[0])).header.get_zooms()]
+    folders = make_members(resample=resample, resample_to_spacing=[1.4, 1.4, 1.4] if resample else own)
     output = odd_path / "out" / "x_ensemble.nii.gz"
     done = predict_cases(
         folders, [case], lambda case: output, combination=Combination(mode), device=CPU, scratch=odd_path

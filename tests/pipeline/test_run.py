@@ -88,7 +88,7 @@ def test_the_files_of_a_run(finished: tuple[RunConfig, RunResult, list[Event]]) 
     assert plan["roi_size"] == {"value": [32, 32, 24], "reason": "set by the user"}
     board = json.loads((root / "leaderboard.json").read_text())
     assert [set(e) for e in board["entries"]] == [
-        {"algo", "fold", "status", "mean_dice", "dice", "steps", "seconds", "predicts"}
+        {"algo", "fold", "status", "mean_dice", "dice", "steps", "seconds", "predicts", "recall_dice"}
     ] * 2
     assert all(path.name.endswith("_ensemble.nii.gz") for path in result.predictions.values())
     assert not list(root.rglob("*.tmp"))
