@@ -41,11 +41,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, nargs="+", default=[5.0])
     parser.add_argument("--data", choices=["hippocampus", *KINDS], default="hippocampus")
-    parser.add_argument("--unseen", choices=["fold", "testing"], default="fold")
+    parser.add_argument("--unseen", choices=["fold", "testing"], help="as versus_nnunet.py has it")
     parser.add_argument("--work_dir", type=Path, default=Path("work_dirs/versus"))
     parser.add_argument("--venv", type=Path, help="that of versus_nnunet.py")
     given = parser.parse_args()
-    home = given.work_dir.absolute() / f"{given.data}_{given.unseen}"
+    unseen = given.unseen or ("fold" if given.data == "hippocampus" else "testing")
+    home = given.work_dir.absolute() / f"{given.data}_{unseen}"
     datalist = load_datalist(home / "datalist.json")
     venv = given.venv or given.work_dir.absolute() / "venv"
     for minutes in given.minutes:

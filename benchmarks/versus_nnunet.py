@@ -91,13 +91,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, nargs="+", default=[2.0, 5.0])
     parser.add_argument("--data", choices=["hippocampus", *KINDS], default="hippocampus")
-    parser.add_argument("--unseen", choices=["fold", "testing"], default="fold")
+    parser.add_argument("--unseen", choices=["fold", "testing"], help="default: fold; of what is generated, testing")
     parser.add_argument("--tools", nargs="+", choices=["autoseg", "nnunet"], default=["autoseg", "nnunet"])
     parser.add_argument("--work_dir", type=Path, default=Path("work_dirs/versus"))
     parser.add_argument("--venv", type=Path, help="an environment that has nnU-Net; default: one is made")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where scores are kept")
     parser.add_argument("--show", action="store_true", help="run nothing, print the table of what is kept")
     given = parser.parse_args()
+    given.unseen = given.unseen or ("fold" if given.data == "hippocampus" else "testing")
     keep = given.results / f"{given.data}_{given.unseen}"
     asked = [(tool, minutes) for minutes in given.minutes for tool in given.tools]
     if not given.show and not run_all(given, asked, keep):
