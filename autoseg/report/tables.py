@@ -50,6 +50,7 @@ def leaderboard_table(
 ) -> Table:
     """A row a (family, fold): status, mean Dice, Dice by class, minutes. With many classes, only the lowest two.
 
+    A network without validation cases is said to be of all cases.
     `labels` maps label values (int or str) to names.
     """
     rows = [_plain(entry) for entry in entries]
@@ -69,7 +70,7 @@ def leaderboard_table(
         minutes = _float(row.get("seconds")) / 60
         table.add_row(
             _text(row.get("algo", "")),
-            str(row.get("fold", "")),
+            str(row.get("fold", "")) if row.get("recall_dice") is None else f"{row['fold']} (all cases)",
             Text(status, STATE_STYLES.get(status, "")),
             Text(_fixed(row.get("mean_dice")), "bold"),
             *scores,

@@ -41,10 +41,12 @@ def row(table: Any, *words: str, **options: Any) -> list[str]:
 def test_leaderboard() -> None:
     good = LeaderboardEntry("segresnet", 0, "done", 0.88765, {"1": 0.9, "2": 0.875}, 100, 90.0)
     bad = LeaderboardEntry("segresnet", 1, "failed", NAN)
-    for entries in ([good, bad], to_plain([good, bad])):
+    whole = LeaderboardEntry("segresnet", 5, "done", NAN, seconds=60.0, recall_dice=0.95)
+    for entries in ([good, bad, whole], to_plain([good, bad, whole])):
         table = leaderboard_table(entries, LABELS)
         assert row(table, "segresnet", "done") == ["segresnet", "0", "done", "0.8877", "0.9000", "0.8750", "1.5"]
         assert row(table, "failed") == ["segresnet", "1", "failed", "-", "-", "-", "-"]
+        assert row(table, "all cases") == ["segresnet", "5", "(all", "cases)", "done", "-", "-", "-", "1.0"]
         assert any("postérieur [bold]" in line for line in lines(table))
     unnamed = row(leaderboard_table([good]), "algo")
     assert unnamed[-5:] == ["class", "1", "class", "2", "minutes"]
