@@ -44,7 +44,7 @@ def test_leaderboard() -> None:
     whole = LeaderboardEntry("segresnet", 5, "done", NAN, seconds=60.0, recall_dice=0.95)
     for entries in ([good, bad, whole], to_plain([good, bad, whole])):
         table = leaderboard_table(entries, LABELS)
-        assert row(table, "segresnet", "done") == ["segresnet", "0", "done", "0.8877", "0.9000", "0.8750", "1.5"]
+        assert row(table, "0.8877") == ["segresnet", "0", "done", "0.8877", "0.9000", "0.8750", "1.5"]
         assert row(table, "failed") == ["segresnet", "1", "failed", "-", "-", "-", "-"]
         assert row(table, "all cases") == ["segresnet", "5", "(all", "cases)", "done", "-", "-", "-", "1.0"]
         assert any("postérieur [bold]" in line for line in lines(table))
