@@ -67,7 +67,10 @@ def write_bundles(work: Path, classes: int, options: argparse.Namespace) -> list
     values = {"modality": "CT", "label_values": list(range(classes)), "class_names": names, "output_classes": classes}
     values |= {"normalize_mode": "ct", "intensity_bounds": [[-200.0, 300.0, 20.0, 60.0]], **NETWORK}
     values |= {"roi_size": list(options.patch), "overlap": options.overlap, "precision": options.precision}
-    values |= {"resample": options.resample is not None, "resample_to_spacing": [options.resample or 1.0] * 3}
+    values |= {
+        "resample": options.resample is not None,
+        "resample_to_spacing": [options.resample] * 3 if options.resample else [0.8, 0.8, 1.5],
+    }
     bundles = []
     for fold in range(NETWORKS):
         algo = load_algo("segresnet", find_templates(("segresnet",))["segresnet"])

@@ -18,7 +18,7 @@ SCORING = 1.15  # times the windows' share: resampling to the image's grid, Dice
 SECONDS_A_CASE = 0.08  # of reading and writing, when a case is scored
 LONG = 8.0  # seconds of a work in which what the first time takes more is little
 ENDING = 2.0  # seconds: weights, the process's end
-RECALLING = 6.0  # steps' time, for what a network on all cases is asked of them at its end
+RECALLING, RECALLING_SHARE = 6.0, 0.03  # steps' time, of all at most, in which a network is asked of trained cases
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -108,7 +108,8 @@ class Budget:
     def _closing(self, progress: Progress, seconds: float) -> float:
         """Seconds of the last validation and of scoring, by what a validation takes with its own windows."""
         if not self.shapes:
-            return ENDING + RECALLING * seconds / max(1, progress.step)
+            recalling = RECALLING * seconds / max(1, progress.step)  # too much after a slow first step, or a return
+            return ENDING + min(recalling, RECALLING_SHARE * (seconds + self._left()))
         validation_seconds = progress.a_validation(self.windows())
         if validation_seconds is None:
             return FIRST_GUESS * (seconds + self._left())

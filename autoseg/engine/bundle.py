@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from monai.bundle import ComponentLocator, ConfigParser
 from monai.data import MetaTensor, get_track_meta, set_track_meta
-from monai.transforms import Compose
+from monai.transforms import Compose, Spacingd
 
 from autoseg.bundles.marks import ARCHITECTURE, architecture_file, is_expression, named_in, patch_file
 from autoseg.bundles.preprocessing import image_item
@@ -140,12 +140,16 @@ class Bundle:
         """
         steps, item, tracked = self.preprocessing(with_label), self.item(case, with_label), get_track_meta()
         last = len(steps.transforms) - 1
+        if self.settings["resample"] or not isinstance(steps.transforms[last], Spacingd):  # or a bundle of before
+            last += 1
         set_track_meta(True)
         try:
             data: dict[str, MetaTensor] = steps(item, end=last)
+            if last == len(steps.transforms):
+                return data
             target = np.asarray(self.settings["resample_to_spacing"], float)
             near = np.abs(np.asarray(data["image"].pixdim) / target - 1) <= NEAR
-            return data if near.all() and not self.settings["resample"] else steps(data, start=last)
+            return data if near.all() else steps(data, start=last)
         finally:
             set_track_meta(tracked)
 

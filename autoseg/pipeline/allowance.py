@@ -134,5 +134,5 @@ def job_seconds(found: Mapping[str, Any]) -> float:
     if JOB_SECONDS in found:
         return float(found[JOB_SECONDS])
     cases = len({row["case"] for row in found["cases"]})
-    parts = (found.get("start_seconds", 0.0), found.get("seconds", 0.0), cases * found.get("seconds_a_case", 0.0))
+    parts = (found.get("start_seconds", 0.0), found.get("seconds", 0.0), cases * (found.get("seconds_a_case") or 0.0))
     return float(sum(map(float, parts)))

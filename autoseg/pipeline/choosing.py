@@ -23,7 +23,7 @@ from autoseg.errors import InputError, NoResultError
 from autoseg.pipeline.inputs import fingerprint, made_from
 from autoseg.pipeline.pace import Pace
 from autoseg.pipeline.session import Session
-from autoseg.pipeline.training import run_jobs
+from autoseg.pipeline.training import run_jobs, training_slots
 from autoseg.records import Case, Datalist, Event, Job, LeaderboardEntry, Resources
 from autoseg.workspace import Workspace, read_json, read_keys, restored, write_json
 
@@ -75,7 +75,7 @@ def pick_members(
     else:
         if given is None:
             given = choose_members(leaderboard, n_best=config.n_best, unvalidated_ok=unvalidated_ok)[0]
-        members, late = _in_time(session, given, leaderboard, planned)
+        members, late = _in_time(session, datalist, given, leaderboard, planned)
         left_out += late
     for left, reason in left_out:
         session.notify(Event("warning", f"{left} stays out of the ensemble: {reason}"))
@@ -93,14 +93,18 @@ def pick_members(
 
 
 def _in_time(
-    session: Session, members: list[LeaderboardEntry], board: Sequence[LeaderboardEntry], planned: Pace | None
+    session: Session,
+    datalist: Datalist,
+    members: list[LeaderboardEntry],
+    board: Sequence[LeaderboardEntry],
+    planned: Pace | None,
 ) -> tuple[list[LeaderboardEntry], LeftOut]:
     """Members chosen without a selection, as far as limits on their prediction let: (those kept, those left out)."""
     ranks, left_out = {entry.name: standing(entry, board) for entry in board}, list[tuple[str, str]]()
     limit = session.config.predict_seconds_per_case
     if limit is not None:
         reason = "predict_seconds_per_case leaves no time for it"
-        members, left_out = in_time(members, limit, _seconds_a_case(session, board), ranks, reason)
+        members, left_out = in_time(members, limit, _seconds_a_case(session, datalist, board), ranks, reason)
     if planned is not None and session.clock is not None:
         seconds = session.clock.left - planned.closing + planned.selecting
         members, late = in_time(members, seconds, planned.member_seconds, ranks)
@@ -298,7 +302,7 @@ def _prediction_times(
 
     Within a time limit they are as measured before the trainings, and the most is also what is left of it.
     """
-    taken, limit = _seconds_a_case(session, entries), session.config.predict_seconds_per_case
+    taken, limit = _seconds_a_case(session, datalist, entries), session.config.predict_seconds_per_case
     if planned is None or session.clock is None or not datalist.testing:
         return taken, limit
     cases = len(datalist.testing)
@@ -315,9 +319,9 @@ def _seen_by(datalist: Datalist, folds: Sequence[int]) -> list[tuple[Case, int]]
     return [(case, case.fold) for case in datalist.training if case.fold is not None and case.fold in folds]
 
 
-def _seconds_a_case(session: Session, entries: Sequence[LeaderboardEntry]) -> dict[str, float]:
+def _seconds_a_case(session: Session, datalist: Datalist, entries: Sequence[LeaderboardEntry]) -> dict[str, float]:
     """By family, what a network of it took to predict a validation case, as the whole machine would."""
-    slot = session.training_slots(len(entries))[0]
+    slot = training_slots(session, [session.workspace.root / entry.name for entry in entries], datalist)[0]
     faster = 1.0 if session.devices.gpus else (session.devices.cores / slot.cpus) ** THREAD_SCALING
     taken: dict[str, list[float]] = {}
     for entry in entries:

@@ -78,11 +78,12 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
     speeds = _measure(session, ours, datalist) if ours else {}
     candidates = _candidates(session, ours, datalist, speeds) if ours else []
     candidates += _unmeasured([bundle for bundle in trained if bundle not in ours], datalist)
-    closing, members = _predictions(session, datalist, {c.name: c.speed for c in candidates}, len(trained))
+    slots = training_slots(session, trained, datalist)
+    closing, members = _predictions(session, datalist, {c.name: c.speed for c in candidates}, slots)
     validating = len(datalist.validation or datalist.training) * sum(c.speed.case for c in candidates)
     selecting = SELECTION_START + min(SELECTION_CASE * validating, SELECTION_SHARE * session.clock.limit)
     closing += selecting
-    room = Room(session.clock.left, len(training_slots(session, trained, datalist)), closing, max(members.values()))
+    room = Room(session.clock.left, len(slots), closing, max(members.values()))
     choice = _chosen(session, trained, datalist, candidates, room)
     chosen = among(choice, trained, datalist.num_fold)
     _tell(session, choice, datalist)
@@ -219,11 +220,11 @@ def planned_steps(settings: dict[str, Any], cases: int, processes: int = 1) -> i
 
 
 def _predictions(
-    session: Session, datalist: Datalist, speeds: dict[str, Speed], trainings: int
+    session: Session, datalist: Datalist, speeds: dict[str, Speed], slots: Sequence[Slot]
 ) -> tuple[float, dict[str, float]]:
     """(seconds of what comes after the trainings whatever their number, seconds a member of each family adds)."""
     start = max((speed.start for speed in speeds.values()), default=PREDICTION_START)
-    seconds, times = prediction_seconds(session, datalist.testing, session.slots(trainings), start)
+    seconds, times = prediction_seconds(session, datalist.testing, slots, start)
     return seconds + 2.0, {name: times * max(0.0, s.case - SECONDS_A_CASE) for name, s in speeds.items()}
 
 
@@ -336,7 +337,7 @@ def _forecast(session: Session, jobs: Sequence[Job], datalist: Datalist) -> None
         return
     seconds = {b.name: _unlimited(known[_family(b)], lengths[b.name], bundle_settings(b)) for b in bundles}
     slots = training_slots(session, bundles, datalist)
-    closing, members = _predictions(session, datalist, speeds, len(bundles))
+    closing, members = _predictions(session, datalist, speeds, slots)
     folds = len({_fold(b) for b in bundles})
     total = makespan(list(seconds.values()), len(slots)) + closing + folds * max(members.values())
     longest = {name: max(seconds[b.name] for b in bundles if _family(b) == name) for name in known}

@@ -200,7 +200,7 @@ def _networks(first: Candidate, folds: int, most: int, at_a_time: int, shared: C
         share = FOLD_SHARE if n <= begun else ALL_SHARE
         return max(FOLD_STEPS, int(share * first.steps))
 
-    full = [n for n in range(most, 0, -1) if n in (most, 1) or n % one_round == 0]
+    full = [n for n in range(most, 0, -1) if n == most or n <= one_round or n % one_round == 0]
     return next((n for n in full if min(shared(n).steps.values()) >= asked(n)), 1)
 
 

@@ -9,7 +9,17 @@ import pytest
 from monai.data.utils import dense_patch_slices
 
 from autoseg.engine import budget as module
-from autoseg.engine.budget import ENDING, SCORING, SECONDS_A_CASE, VALIDATION_SHARE, Budget, seconds_of, windows
+from autoseg.engine.budget import (
+    ENDING,
+    RECALLING,
+    RECALLING_SHARE,
+    SCORING,
+    SECONDS_A_CASE,
+    VALIDATION_SHARE,
+    Budget,
+    seconds_of,
+    windows,
+)
 from autoseg.engine.progress import Progress
 
 WINDOWS = {"overlap": 0.5, "validation_overlap": 0.5, "mirror_axes_inference": [], "roi_size": [10, 10, 1]}
@@ -50,6 +60,14 @@ def test_a_deadline_leaves_time_for_the_last_validation_and_the_scores() -> None
     assert found.share(after(7, None), 100.0) == pytest.approx(100.0 / 180.0)  # a tenth, where windows were not timed
     assert found.windows() == 4 * 45 and found.windows(1) == 45
     assert Progress(window_seconds=0.1).a_validation(found.windows()) == pytest.approx(18.0)
+
+
+def test_without_cases_to_validate_a_deadline_leaves_time_to_ask_of_trained_ones() -> None:
+    found = budget(cases=0, deadline=12_100.0)
+    assert found.total_seconds(after(200, None), 100.0) == pytest.approx(200.0 - ENDING - RECALLING * 0.5)
+    slow = found.total_seconds(after(1, None), 90.0)  # a first step that took long does not end a training
+    assert slow == pytest.approx(190.0 - ENDING - RECALLING_SHARE * 190.0)
+    assert found.share(after(0, None), 0.0) == 0.0
 
 
 def test_windows_that_overlap_more_or_are_mirrored_take_longer() -> None:

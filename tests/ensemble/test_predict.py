@@ -26,7 +26,7 @@ from autoseg.ensemble.__main__ import main
 from autoseg.ensemble.predict import predict_cases, usable_bundles
 from autoseg.errors import InputError, NoResultError
 from autoseg.records import Case, Event
-from autoseg.workspace import read_json, write_json, write_yaml
+from autoseg.workspace import read_json, read_yaml, write_json, write_yaml
 
 CPU = torch.device("cpu")
 VALUES = [0, 2, 300]
@@ -113,6 +113,21 @@ def test_a_spacing_that_no_case_had_is_resampled_and_one_that_is_near_is_not(
             assert seen == pytest.approx(own if (name, resample) == ("near", False) else target, rel=1e-3)
     assert np.array_equal(labels["far", False], labels["far", True])
     assert not np.array_equal(labels["near", False], labels["near", True])
+
+
+def test_a_bundle_of_before_is_preprocessed_as_its_files_say(
+    make_members: Callable[..., list[Path]], odd_path: Path
+) -> None:
+    """Its cases were alike, so its last step is not the resampling: no step is left out."""
+    case = awkward_case(odd_path)
+    own = [float(n) for n in nib.as_closest_canonical(nib.load(case.image[0])).header.get_zooms()]
+    (root,) = make_members(1, resample=False, resample_to_spacing=own)
+    now = Bundle.load(root).preprocess(case)
+    path = root / "configs" / "transforms_infer.yaml"
+    config = read_yaml(path)
+    assert config["preprocessing"]["transforms"].pop()["_target_"] == "Spacingd"
+    write_yaml(path, config, versioned=False)
+    assert torch.equal(Bundle.load(root).preprocess(case).as_tensor(), now.as_tensor())
 
 
 @pytest.mark.parametrize("mode", ["mean", "vote"])

@@ -107,12 +107,12 @@ def test_the_selection_is_used_recorded_and_kept(make_scene: MakeScene) -> None:
 
 def test_a_limit_on_prediction_time(make_scene: MakeScene) -> None:
     scene = make_scene(a=3.0, b=3.0)
-    known = choosing._seconds_a_case(scene.session, scene.board)
+    known = choosing._seconds_a_case(scene.session, scene.datalist, scene.board)
     seconds = known["a"]
     scores = scene.session.workspace.root / "a_1" / "scores.json"
     for nothing in (0.0, None):  # as of a network that was trained on all cases
         write_json(scores, {**read_json(scores), "seconds_a_case": nothing})
-        assert choosing._seconds_a_case(scene.session, scene.board) == known
+        assert choosing._seconds_a_case(scene.session, scene.datalist, scene.board) == known
     assert len(scene.pick(predict_seconds_per_case=2.5 * seconds).members) == 2
     assert len(scene.pick(predict_seconds_per_case=1.5 * seconds, ensemble_mode="vote").members) == 1
     assert any("predict_seconds_per_case leaves no time" in message for message in scene.warnings())

@@ -119,7 +119,7 @@ def test_folds_come_in_full_rounds_over_the_slots_or_all_of_them() -> None:
         (1, [(1, 0), (2, 0), (2, 1), (2, 2), (3, 2), (3, 3), (4, 3), (5, 3)]),
         (2, [(2, 0), (2, 2), (3, 3), (5, 3)]),
         (4, [(2, 2), (5, 3)]),
-        (8, [(1, 0), (5, 3)]),
+        (8, [(4, 3), (5, 3)]),
     ],
 )
 def test_half_of_the_networks_see_all_cases_and_rounds_that_are_begun_are_filled(
