@@ -17,13 +17,14 @@ from typing import Any
 import fire
 import numpy as np
 import torch
+from scores import paired
 
 from autoseg.datalist import load_datalist
 from autoseg.devices import torch_device
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.classes import Classes
 from autoseg.engine.predictor import Predictor
-from autoseg.evaluation import bootstrap_mean, read_label_map
+from autoseg.evaluation import mean_dice, read_label_map
 from autoseg.evaluation.metrics import dice_by_label
 from autoseg.workspace import Workspace, read_json
 
@@ -48,8 +49,7 @@ def main(work_dir: str) -> None:
         found = []
         for number, reference in enumerate(references):
             mean = torch.from_numpy(np.mean([said[name][number] for name in members], 0))
-            scores = dice_by_label(classes.decide(mean), reference, labels)
-            found.append(fmean(scores.values()))
+            found.append(mean_dice([dice_by_label(classes.decide(mean), reference, labels)]))
         return found
 
     folds = [name for name, bundle in bundles.items() if bundle.cases()[1]]
@@ -58,18 +58,12 @@ def main(work_dir: str) -> None:
         print(f"{name}: {fmean(dice([name])):.4f}{' (all cases)' if name in whole else ''}", flush=True)
     for number in range(1, 1 + min(len(folds), len(whole))):
         some, others = dice(folds[:number]), dice(whole[:number])
-        print(f"{number} of folds {fmean(some):.4f}, {number} on all cases {fmean(others):.4f}: {told(others, some)}")
+        print(f"{number} of folds {fmean(some):.4f}, {number} on all cases {fmean(others):.4f}: {paired(others, some)}")
     both = dice(names)
     print(f"all {len(names)}: {fmean(both):.4f}")
     for what, part in (("those of folds", folds), ("those on all cases", whole)):
         if part:
-            print(f"all less {what}: {told(both, dice(part))}")
-
-
-def told(ours: Sequence[float], others: Sequence[float]) -> str:
-    """The mean difference, paired by case, with its interval."""
-    mean, low, high = bootstrap_mean([a - b for a, b in zip(ours, others, strict=True)])
-    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+            print(f"all less {what}: {paired(both, dice(part))}")
 
 
 if __name__ == "__main__":

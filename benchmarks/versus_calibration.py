@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from versus_nnunet import KINDS, command, environment
+from scores import paired
+from versus_nnunet import KINDS, command, environment, question
 
 from autoseg.datalist import load_datalist
 from autoseg.devices import available_cores, torch_device
@@ -28,7 +29,7 @@ from autoseg.engine.combination import Combination
 from autoseg.engine.foreign import open_bundle
 from autoseg.engine.predictor import Predictor
 from autoseg.ensemble.calibration import calibration_error
-from autoseg.evaluation import bootstrap_mean, read_label_map
+from autoseg.evaluation import read_label_map
 from autoseg.records import Datalist
 from autoseg.workspace import Workspace, read_json, write_json
 
@@ -45,8 +46,7 @@ def main() -> int:
     parser.add_argument("--work_dir", type=Path, default=Path("work_dirs/versus"))
     parser.add_argument("--venv", type=Path, help="that of versus_nnunet.py")
     given = parser.parse_args()
-    unseen = given.unseen or ("fold" if given.data == "hippocampus" else "testing")
-    home = given.work_dir.absolute() / f"{given.data}_{unseen}"
+    home = given.work_dir.absolute() / question(given)
     datalist = load_datalist(home / "datalist.json")
     venv = given.venv or given.work_dir.absolute() / "venv"
     for minutes in given.minutes:
@@ -117,8 +117,8 @@ def line(minutes: float, found: Mapping[str, Any]) -> str:
         if tool != "schema_version"
     ]
     ours, theirs = found["autoseg"]["cases"], found["nnunet"]["cases"]
-    mean, low, high = bootstrap_mean([ours[case] - theirs[case] for case in ours])
-    return f"{minutes:g} minutes: {', '.join(said)}; autoseg - nnU-Net by case {mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+    gain = paired(list(ours.values()), [theirs[case] for case in ours])
+    return f"{minutes:g} minutes: {', '.join(said)}; autoseg - nnU-Net by case {gain}"
 
 
 if __name__ == "__main__":

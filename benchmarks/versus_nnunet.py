@@ -32,13 +32,12 @@ from typing import Any
 
 from hippocampus_data import DATA, missing
 from machine import machine
-from scores import dice_by_case
+from scores import dice_by_case, paired
 
 from autoseg.datalist import load_datalist, plain_datalist
 from autoseg.demo import make_demo_data
 from autoseg.devices import available_cores, detect_devices, job_environment
 from autoseg.evaluation import evaluate_pairs
-from autoseg.evaluation.statistics import bootstrap_mean
 from autoseg.records import Datalist
 from autoseg.workspace import read_json, write_json
 
@@ -98,8 +97,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="where scores are kept")
     parser.add_argument("--show", action="store_true", help="run nothing, print the table of what is kept")
     given = parser.parse_args()
-    given.unseen = given.unseen or ("fold" if given.data == "hippocampus" else "testing")
-    keep = given.results / f"{given.data}_{given.unseen}"
+    keep = given.results / question(given)
     asked = [(tool, minutes) for minutes in given.minutes for tool in given.tools]
     if not given.show and not run_all(given, asked, keep):
         return 1
@@ -108,16 +106,26 @@ def main() -> int:
     return 0
 
 
+def question(given: argparse.Namespace) -> str:
+    """The folder's name of what is asked: the data, and which of them are unseen."""
+    return f"{given.data}_{unseen(given)}"
+
+
+def unseen(given: argparse.Namespace) -> str:
+    """As asked; else fold 0, or the testing cases of generated data, which have no folds."""
+    return given.unseen or ("fold" if given.data == "hippocampus" else "testing")
+
+
 def run_all(given: argparse.Namespace, asked: Sequence[tuple[str, float]], keep: Path) -> bool:
     """Run what is asked, (tool, minutes) each, and not done yet; False where the data are missing."""
-    home = given.work_dir.absolute() / f"{given.data}_{given.unseen}"
+    home = given.work_dir.absolute() / question(given)
     if given.data == "hippocampus":
         if missing(DATA):
             return False
         source = DATA / "datalist.json"
     else:
         source = make_demo_data(home / "data", **KINDS[given.data])
-    datalist = divided(source, home / "datalist.json", given.unseen)
+    datalist = divided(source, home / "datalist.json", unseen(given))
     print(f"{given.data}: {len(datalist.training)} cases to learn from, {len(datalist.testing)} unseen", flush=True)
     for tool, minutes in asked:
         folder = home / f"{tool}_{minutes:g}"
@@ -356,10 +364,10 @@ def print_table(found: Mapping[tuple[str, float], Mapping[str, Any]]) -> None:
 def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """autoseg's mean Dice less nnU-Net's, paired by case, with its 95 % interval."""
     own, other = dice_by_case(ours["cases"]), dice_by_case(theirs["cases"])
-    mean, low, high = bootstrap_mean([own[case] - value for case, value in other.items()])
+    gain = paired([own[case] for case in other], list(other.values()))
     wins = sum(own[case] > value for case, value in other.items())
     elsewhere = "" if ours["machine"] == theirs["machine"] else " (not on the same machine)"
-    return f"autoseg - nnU-Net {mean:+.4f} [{low:+.4f}, {high:+.4f}], better in {wins} of {len(other)} cases{elsewhere}"
+    return f"autoseg - nnU-Net {gain}, better in {wins} of {len(other)} cases{elsewhere}"
 
 
 if __name__ == "__main__":

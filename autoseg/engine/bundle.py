@@ -138,18 +138,16 @@ class Bundle:
         Where cases are not resampled, one of their spacing is not passed through MONAI's resampling: that would remove
         shear from its affine. A training turns off that tensors know their affine: here they do.
         """
-        steps, item, tracked = self.preprocessing(with_label), self.item(case, with_label), get_track_meta()
+        steps, tracked = self.preprocessing(with_label), get_track_meta()
         last = len(steps.transforms) - 1
-        if self.settings["resample"] or not isinstance(steps.transforms[last], Spacingd):  # or a bundle of before
-            last += 1
+        # bundles of before, whose cases were alike, end with another step
+        may_stay = not self.settings["resample"] and isinstance(steps.transforms[last], Spacingd)
         set_track_meta(True)
         try:
-            data: dict[str, MetaTensor] = steps(item, end=last)
-            if last == len(steps.transforms):
-                return data
+            data: dict[str, MetaTensor] = steps(self.item(case, with_label), end=last)
             target = np.asarray(self.settings["resample_to_spacing"], float)
             near = np.abs(np.asarray(data["image"].pixdim) / target - 1) <= NEAR
-            return data if near.all() else steps(data, start=last)
+            return data if may_stay and near.all() else steps(data, start=last)
         finally:
             set_track_meta(tracked)
 

@@ -23,7 +23,7 @@ from autoseg.errors import InputError, NoResultError
 from autoseg.pipeline.inputs import fingerprint, made_from
 from autoseg.pipeline.pace import Pace
 from autoseg.pipeline.session import Session
-from autoseg.pipeline.training import run_jobs, training_slots
+from autoseg.pipeline.training import run_jobs, trainings
 from autoseg.records import Case, Datalist, Event, Job, LeaderboardEntry, Resources
 from autoseg.workspace import Workspace, read_json, read_keys, restored, write_json
 
@@ -321,12 +321,13 @@ def _seen_by(datalist: Datalist, folds: Sequence[int]) -> list[tuple[Case, int]]
 
 def _seconds_a_case(session: Session, datalist: Datalist, entries: Sequence[LeaderboardEntry]) -> dict[str, float]:
     """By family, what a network of it took to predict a validation case, as the whole machine would."""
-    slot = training_slots(session, [session.workspace.root / entry.name for entry in entries], datalist)[0]
+    bundles = [session.workspace.root / entry.name for entry in entries]
+    slot = session.training_slots(trainings(session, bundles, datalist))[0]
     faster = 1.0 if session.devices.gpus else (session.devices.cores / slot.cpus) ** THREAD_SCALING
     taken: dict[str, list[float]] = {}
-    for entry in entries:
+    for entry, bundle in zip(entries, bundles, strict=True):
         with contextlib.suppress(InputError, KeyError, TypeError):
-            scores = read_json(session.workspace.root / entry.name / "scores.json")
+            scores = read_json(bundle / "scores.json")
             if scores["seconds_a_case"]:  # else it had no case to predict
                 taken.setdefault(entry.algo, []).append(float(scores["seconds_a_case"]) / faster)
     return {name: round(fmean(values), 3) for name, values in taken.items()}

@@ -22,7 +22,7 @@ from autoseg.pipeline.clock import Deadlines, seconds_spent
 from autoseg.pipeline.inputs import bundle_parts, case_digests, fingerprint, made_from
 from autoseg.pipeline.searching import Span, searches_left, time_to_search
 from autoseg.pipeline.session import Session
-from autoseg.pipeline.training import gpus_a_job, run_jobs, training_inputs, training_jobs, training_slots
+from autoseg.pipeline.training import gpus_a_job, run_jobs, training_inputs, training_jobs, trainings
 from autoseg.planning.budget import CPU_SHARE, UNKNOWN_STEPS, Candidate, Choice, Room, choose, least_seconds
 from autoseg.records import Case, Datalist, Event, Job, Resources, Slot, Speed, to_plain
 from autoseg.workspace import Workspace, read_json, read_keys, restored, write_json
@@ -78,7 +78,7 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
     speeds = _measure(session, ours, datalist) if ours else {}
     candidates = _candidates(session, ours, datalist, speeds) if ours else []
     candidates += _unmeasured([bundle for bundle in trained if bundle not in ours], datalist)
-    slots = training_slots(session, trained, datalist)
+    slots = session.training_slots(trainings(session, trained, datalist))
     closing, members = _predictions(session, datalist, {c.name: c.speed for c in candidates}, slots)
     validating = len(datalist.validation or datalist.training) * sum(c.speed.case for c in candidates)
     selecting = SELECTION_START + min(SELECTION_CASE * validating, SELECTION_SHARE * session.clock.limit)
@@ -89,8 +89,8 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
     _tell(session, choice, datalist)
     planned = {b.name: choice.seconds[_family(b)] for b in chosen if b.name in left}
     spent = seconds_spent({b.name: b / "metrics.jsonl" for b in chosen})
-    end = time.time() + replace(room, seconds=session.clock.left).training(choice.folds + choice.refit)
-    deadlines = Deadlines(planned, spent, len(training_slots(session, chosen, datalist)), end)
+    end = time.time() + replace(room, seconds=session.clock.left).training(choice.networks)
+    deadlines = Deadlines(planned, spent, len(session.training_slots(trainings(session, chosen, datalist))), end)
     searches = searches_left(session, chosen, datalist) if choice.search else []
     return Pace(chosen, deadlines, closing, selecting, members, search=time_to_search(session, searches, len(chosen)))
 
@@ -137,10 +137,11 @@ def _measure(session: Session, bundles: Sequence[Path], datalist: Datalist) -> d
     Small trainings that could share GPUs are also measured side by side, and `session.job_memory` says so where that
     makes SHARING_GAIN times as many steps.
     """
-    slots = training_slots(replace(session, job_memory=0), bundles, datalist)
+    number = trainings(session, bundles, datalist)
+    slots = session.slots(number)
     alone = _measured(session, bundles, datalist, slots, "measure")
     memory = max((speed.memory for speed in alone.values()), default=0)
-    side_by_side = session.slots(len(bundles), memory)
+    side_by_side = session.slots(number, memory)
     hurried = session.clock is not None and session.clock.limit < SHARING_LIMIT
     session.job_memory = 0
     if len(side_by_side) <= len(slots) or hurried:
@@ -289,11 +290,11 @@ def among(choice: Choice, bundles: Sequence[Path], folds: int) -> list[Path]:
 
     A foreign family has folds alone: it trains as many networks, as far as it has them.
     """
-    taken, number = set[Path](), choice.folds + choice.refit
+    taken = set[Path]()
     for name in choice.seconds:
         own = sorted((bundle for bundle in bundles if _family(bundle) == name), key=_fold)
         whole = own[folds:][: choice.refit]
-        taken |= {*own[:folds][: number - len(whole)], *whole}
+        taken |= {*own[:folds][: choice.networks - len(whole)], *whole}
     return [bundle for bundle in bundles if bundle in taken]
 
 
@@ -336,7 +337,7 @@ def _forecast(session: Session, jobs: Sequence[Job], datalist: Datalist) -> None
     if any(_family(b) not in known for b in bundles):
         return
     seconds = {b.name: _unlimited(known[_family(b)], lengths[b.name], bundle_settings(b)) for b in bundles}
-    slots = training_slots(session, bundles, datalist)
+    slots = session.training_slots(trainings(session, bundles, datalist))
     closing, members = _predictions(session, datalist, speeds, slots)
     folds = len({_fold(b) for b in bundles})
     total = makespan(list(seconds.values()), len(slots)) + closing + folds * max(members.values())

@@ -151,10 +151,10 @@ def training_inputs(bundle: Path, datalist: Datalist) -> Inputs:
     return made_from(**bundle_parts(bundle), training=case_digests(training), validation=case_digests(validation))
 
 
-def training_slots(session: Session, bundles: Sequence[Path], datalist: Datalist) -> tuple[Slot, ...]:
-    """Slots on which these bundles are trained."""
+def trainings(session: Session, bundles: Sequence[Path], datalist: Datalist) -> int:
+    """For how many trainings slots are made where these bundles are to be trained: see `Session.trainings`."""
     networks = Counter(family_and_fold(bundle)[0] for bundle in bundles)
-    return session.training_slots(sum(session.trainings(number, datalist.num_fold) for number in networks.values()))
+    return sum(session.trainings(number, datalist.num_fold) for number in networks.values())
 
 
 def gpus_a_job(session: Session, jobs: int) -> int:
@@ -228,7 +228,7 @@ def train(
     jobs = training_jobs(session, bundles, datalist)
     if deadlines is not None:
         jobs = [replace(job, cost=deadlines.waiting.get(job.id, job.cost)) for job in jobs]
-    slots = training_slots(session, bundles, datalist)
+    slots = session.training_slots(trainings(session, bundles, datalist))
 
     def start(job: Job) -> Job:
         if deadlines is None:

@@ -138,6 +138,11 @@ class Choice:
     left_out: dict[str, str] = field(default_factory=dict)
     search: bool = False  # whether there is time to search for architectures before
 
+    @property
+    def networks(self) -> int:
+        """That each family trains."""
+        return self.folds + self.refit
+
 
 def least_seconds(candidates: Sequence[Candidate], room: Room, named: bool, folds: int = 1) -> float:
     """The shortest time in which there is a result: so many folds of the first family, or of all of them, if named."""
@@ -172,14 +177,14 @@ def choose(
 
     at_a_time = max(1, room.slots // len(taken))
     choice = shared(folds + refit if all_folds else _networks(first, folds, folds + refit, at_a_time, shared))
-    if named or choice.folds + choice.refit < folds:
-        reason = f"{choice.folds + choice.refit} networks of {first.name} fill the time"
+    if named or choice.networks < folds:
+        reason = f"{choice.networks} networks of {first.name} fill the time"
         return replace(choice, left_out={c.name: reason for c in candidates if c not in taken})
-    left_out, networks = {}, choice.folds + choice.refit
+    left_out = {}
     for other in candidates[1:]:
         more = [*taken, other]
         wanted = [c.seconds(c.enough if c is first else c.steps) for c in more]
-        if makespan(wanted * networks, room.slots) <= choice.training:
+        if makespan(wanted * choice.networks, room.slots) <= choice.training:
             taken = more
         else:
             left_out[other.name] = f"{first.name} would get fewer than {first.enough} steps a network"
@@ -206,10 +211,10 @@ def _networks(first: Candidate, folds: int, most: int, at_a_time: int, shared: C
 
 def _rest_to_the_first(taken: Sequence[Candidate], room: Room, choice: Choice) -> Choice:
     """The other families get the time for their planned steps, the first one all that is left."""
-    others, networks = {c.name: c.seconds(c.steps) for c in taken[1:]}, choice.folds + choice.refit
+    others = {c.name: c.seconds(c.steps) for c in taken[1:]}
 
     def fits(own: float) -> bool:
-        return makespan([own, *others.values()] * networks, room.slots) <= choice.training
+        return makespan([own, *others.values()] * choice.networks, room.slots) <= choice.training
 
     seconds = {taken[0].name: largest(fits, choice.training), **others}
     return replace(choice, seconds=seconds, steps={c.name: c.steps_in(seconds[c.name]) for c in taken})

@@ -72,6 +72,17 @@ def test_small_trainings_share_where_that_is_faster(make_session: MakeSession, s
     assert [slot.id for slot in session.slots(6)] == ["gpu0"], "predictions do not share"
 
 
+def test_on_a_cpu_nothing_is_shared_whatever_may_be_trained_beside_the_folds(
+    make_session: MakeSession, speeds: Callable[..., list[list[str]]]
+) -> None:
+    session, batches = make_session(0, 3600.0), speeds(2, 1.0)
+    folds = replace(DATA, num_fold=5)
+    bundles = [Path("/nowhere") / f"segresnet_{fold}" for fold in range(8)]
+    assert len(session.slots(8)) > len(session.slots(training.trainings(session, bundles, folds)))
+    pace._measure(session, bundles, folds)
+    assert len(batches) == 1 and session.job_memory == 0
+
+
 @pytest.mark.parametrize(
     ("memory", "shared", "time_limit", "measured"),
     [
