@@ -198,13 +198,15 @@ class JobResult:
 class Speed:
     """How fast a family is on one slot: seconds until its first step, of a step, of predicting and scoring a case.
 
-    `memory`: bytes of the device at the peak of a step (of the process, on a CPU).
+    `memory`: bytes of the device at the peak of a step (of the process, on a CPU). `shape`: voxels of that case, as the
+    network sees it.
     """
 
     start: float
     step: float
     case: float
     memory: int = 0
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

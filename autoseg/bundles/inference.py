@@ -34,13 +34,15 @@ def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) ->
         **searched(settings),
     }
     config["patch_file"] = "$@bundle_root + '/models/patch.json'"
-    # where memory ran out for the planned patch, that says what it was trained with
+    # other windows than planned, in which the network was scored
     config["window_size"] = _if_there("patch_file", "roi_size", "@roi_size")
+    config["window_overlap"] = _if_there("patch_file", "overlap", "@overlap")
     config["network_def"] = copy.deepcopy(network["network_def"])
     config["dtype"] = DTYPE
     activate = "sigmoid()" if settings["regions"] else "softmax(1)"
     config["probabilities"] = f"$lambda x, logits=@network_def.forward: {AUTOCAST}(logits)(x).float().{activate}"
-    config["mirrored"] = f"$lambda x, one=@probabilities: {_mirrored(settings)}"
+    config["window_mirrors"] = _if_there("patch_file", "mirror_axes_inference", str(settings["mirror_axes_inference"]))
+    config["mirrored"] = f"$lambda x, one=@probabilities, axes=@window_mirrors: {_mirrored(settings)}"
     config["network"] = "$(setattr(@network_def, 'forward', @mirrored), @network_def.to(@device))[1]"
     config["preprocessing"] = preprocessing(settings, ["image"])
     config["dataset"] = {
@@ -49,7 +51,7 @@ def inference_config(settings: Mapping[str, Any], network: Mapping[str, Any]) ->
         "transform": "@preprocessing",
     }
     config["dataloader"] = {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0}
-    config["inferer"] = sliding_window(settings, "@overlap", "@window_size")
+    config["inferer"] = sliding_window(settings, "@window_overlap", "@window_size")
     config["postprocessing"] = _postprocessing(settings)
     load = {"_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/model.pt'"}
     config["handlers"] = [{**load, "load_dict": {"model": "@network"}, "map_location": "@device"}]
@@ -78,7 +80,8 @@ def searched(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _if_there(file: str, key: str, otherwise: str) -> str:
     """What a JSON file of the bundle, given by the entry `file`, holds under `key`; without it, another expression."""
-    return f"$json.loads(pathlib.Path(@{file}).read_text())['{key}'] if os.path.exists(@{file}) else {otherwise}"
+    held = f"json.loads(pathlib.Path(@{file}).read_text()).get('{key}', {otherwise})"
+    return f"${held} if os.path.exists(@{file}) else {otherwise}"
 
 
 def sliding_window(settings: Mapping[str, Any], overlap: str, size: str = "@roi_size") -> dict[str, Any]:
@@ -91,7 +94,10 @@ def sliding_window(settings: Mapping[str, Any], overlap: str, size: str = "@roi_
 
 
 def _mirrored(settings: Mapping[str, Any]) -> str:
-    """The mean of the answers `one` gives to a batch `x` and to its mirror images, left and right put back in place."""
+    """The mean of the answers `one` gives to a batch `x` and to its mirror images, left and right put back in place.
+
+    Without `axes`, its answer to `x`.
+    """
     across = settings["slice_axis"]
     axes = [int(axis) for axis in settings["mirror_axes_inference"] if axis != across]
     if not axes:
@@ -102,7 +108,7 @@ def _mirrored(settings: Mapping[str, Any]) -> str:
         ([2 + axis - (across is not None and axis > across) for axis in group], swapped if 0 in group else same)
         for group in mirrorings(axes)
     ]
-    return f"sum(one(x.flip(d)).flip(d)[:, o] for d, o in {views}) / {len(views)}"
+    return f"sum(one(x.flip(d)).flip(d)[:, o] for d, o in {views}) / {len(views)} if axes else one(x)"
 
 
 def _data(settings: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ ARCHITECTURE = ("arch_code_a", "arch_code_c", "node_a")  # of DiNTS: what a sear
 # on, and how far it is
 FOUND, PICTURE = "architecture.json", "docs/architecture.svg"
 SEARCH_STATE, SEARCH_LINES = "models/search.pt", "search.jsonl"
+WINDOWS = ("roi_size", "overlap", "mirror_axes_inference")  # hyper-parameters of those that a network predicts in
 WEIGHTS = (".pt", ".pth", ".ckpt", ".ts")
 
 
@@ -60,7 +61,9 @@ def bundle_settings(bundle: Path) -> dict[str, Any]:
 
 
 def patch_file(bundle: Path) -> Path:
-    """Says the `roi_size` that the weights beside it were trained with, where memory ran out for the planned one."""
+    """Says which of `WINDOWS` the weights beside it were scored with, where those are not the bundle's: a `roi_size`
+    where memory ran out for the planned one, the others where a time limit left no time for as many windows.
+    """
     return bundle / "models" / "patch.json"
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from autoseg.planning.windows import Shapes, windows_of
 
 if TYPE_CHECKING:
     from autoseg.engine.progress import Progress
@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 FIRST_GUESS = 0.1  # of the time, for what comes after the last step, where windows could not be timed
 VALIDATIONS = 10  # where the budget is in steps or seconds, not in epochs
 VALIDATION_SHARE = 0.1  # of a budget in seconds, the last validation apart: fewer of them where they take long
+# with a deadline: so much of the time one may take, and all but the last; annealed weights are best at the end
+ONE_SHARE, DEADLINE_SHARE = 0.025, 0.05
 SCORING = 1.15  # times the windows' share: resampling to the image's grid, Dice, files
 SECONDS_A_CASE = 0.08  # of reading and writing, when a case is scored
 LONG = 8.0  # seconds of a work in which what the first time takes more is little
 ENDING = 2.0  # seconds: weights, the process's end
 RECALLING, RECALLING_SHARE = 6.0, 0.03  # steps' time, of all at most, in which a network is asked of trained cases
-Shapes = tuple[tuple[int, ...], ...]
 
 
 class Budget:
@@ -52,12 +53,13 @@ class Budget:
         """Whether a validation that is due scores the network, `seconds` of training being spent.
 
         Where time is limited none does while those before have taken over VALIDATION_SHARE of it, the last one apart.
-        With a deadline there are none at all where one would take more: the last weights are scored at once, as
-        predictions are.
+        With a deadline that is DEADLINE_SHARE, and there are none at all where one would take over ONE_SHARE: the last
+        weights are scored at once, as predictions are.
         """
         if not self.by_time or not self.shapes:
             return True
-        if not last and progress.validation_seconds > VALIDATION_SHARE * seconds:
+        most = DEADLINE_SHARE if self.settings["deadline"] else VALIDATION_SHARE
+        if not last and progress.validation_seconds > most * seconds:
             return False
         return not self.settings["deadline"] or self._has_time(seconds, progress.a_validation(self.windows()))
 
@@ -65,7 +67,7 @@ class Budget:
         """Whether one validation is known to be a small part of all the time there is until the deadline."""
         if validation_seconds is None:
             return False
-        return validation_seconds <= VALIDATION_SHARE * (seconds + self._left())
+        return validation_seconds <= ONE_SHARE * (seconds + self._left())
 
     def _left(self) -> float:
         return max(0.0, float(self.settings["deadline"]) - time.time())
@@ -138,18 +140,6 @@ def scoring_seconds(settings: Mapping[str, Any], validation_seconds: float, shap
     once, last = (windows_of(shapes, patch, float(settings[key])) for key in ("validation_overlap", "overlap"))
     mirrored = 2 ** len(settings["mirror_axes_inference"])
     return validation_seconds * SCORING * float(mirrored) * last / max(1, once) + SECONDS_A_CASE * len(shapes)
-
-
-@functools.lru_cache(maxsize=8)
-def windows_of(shapes: Shapes, patch: tuple[int, ...], overlap: float) -> int:
-    """The windows of all these volumes together; asked for at every step."""
-    return sum(windows(shape, patch, overlap) for shape in shapes)
-
-
-def windows(shape: Sequence[int], patch: Sequence[int], overlap: float) -> int:
-    """How many sliding windows of `patch` voxels cover a volume, one overlapping the next by a share of `overlap`."""
-    steps = [max(1, int(size * (1 - overlap))) for size in patch]
-    return math.prod(max(0, -(-(n - size) // step)) + 1 for n, size, step in zip(shape, patch, steps, strict=True))
 
 
 def budget_steps(settings: Mapping[str, Any], steps_per_epoch: int) -> int | None:

@@ -15,7 +15,7 @@ import torch
 from monai.data import MetaTensor
 
 from autoseg.bundles.inference import referenced
-from autoseg.bundles.marks import architecture_file, out_of_fold_file, patch_file, validation_folder
+from autoseg.bundles.marks import WINDOWS, architecture_file, out_of_fold_file, patch_file, validation_folder
 from autoseg.bundles.writer import write_bundle
 from autoseg.config import parse_value
 from autoseg.datalist import case_id
@@ -67,8 +67,9 @@ def train(root: Path, override: Mapping[str, Any]) -> None:
         until_first_step = time.time() - psutil.Process().create_time()
         progress = trainer.run()
         ranks.part()
-        if progress.patch:
-            write_json(patch_file(root), {"roi_size": progress.patch})
+        own = Bundle.load(root).settings
+        if windows := {key: bundle.settings[key] for key in WINDOWS if bundle.settings[key] != own[key]}:
+            write_json(patch_file(root), windows)
         facts = {
             "start_seconds": round(until_first_step, 1),
             "memory": used_memory(trainer.device),
@@ -258,10 +259,16 @@ def _bundle(root: Path, override: Mapping[str, Any]) -> Bundle:
 
 
 def _keep_for_inference(bundle: Bundle) -> None:
-    """Write overrides without which the weights cannot be used (width, patch, spacing) into the bundle's files."""
+    """Write overrides without which the weights cannot be used (width, patch, spacing) into the bundle's files.
+
+    Fewer windows than planned stand in `patch_file` once the weights are there.
+    """
     own = Bundle.load(bundle.root).settings
     needed = referenced(bundle.settings, read_yaml(bundle.root / "configs" / "network.yaml"))
     needed |= {key: bundle.settings[key] for key in RENDERED}
+    for key in ("overlap", "mirror_axes_inference"):
+        if key == "overlap" or not needed[key]:
+            needed[key] = own[key]
     if any(own[key] != value for key, value in needed.items()):
         write_bundle(bundle.root, {**own, **needed})
 

@@ -29,6 +29,7 @@ def measure(root: Path, seconds: float = SECONDS) -> Speed:
     memory, bundle = used_memory(trainer.device), trainer.bundle
     training, validation = bundle.cases()
     predictor = Predictor([bundle], trainer.device, networks={bundle.root: trainer.network.eval()})
-    took = seconds_of(lambda: predictor.predict((validation or training)[0], keep=True))
-    counted = steps[WARM:] or steps
-    return Speed(start, statistics.median(counted), took + SCORING, memory)
+    case = (validation or training)[0]
+    took = seconds_of(lambda: predictor.predict(case, keep=True))
+    counted, shape = steps[WARM:] or steps, tuple(bundle.preprocess(case).shape[1:])
+    return Speed(start, statistics.median(counted), took + SCORING, memory, shape)

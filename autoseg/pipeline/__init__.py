@@ -243,14 +243,19 @@ def _train(
             board = training.write_leaderboard(session, results, planned.bundles)
             choosing.keep_members_so_far(session, board)
 
-    results = training.train(session, planned.bundles, datalist, planned.deadlines, so_far)
+    results = training.train(session, planned.bundles, datalist, planned.deadlines, so_far, planned.windows)
     board = training.write_leaderboard(session, results, planned.bundles)
     again = collapse.reseed_collapsed(session, planned.bundles, datalist, board, results, planned.seconds_left)
     if again:  # beside those that are done, and are kept; what failed is not tried once more
         first = {name: result for name, result in results.items() if name not in again}
         kept = [b for b in planned.bundles if b.name in again or results[b.name].status == "done"]
         more = training.train(
-            session, kept, datalist, planned.for_more(again), lambda results: so_far({**first, **results})
+            session,
+            kept,
+            datalist,
+            planned.for_more(again),
+            lambda results: so_far({**first, **results}),
+            planned.windows,
         )
         results = {**first, **more}
         board = training.write_leaderboard(session, results, planned.bundles)

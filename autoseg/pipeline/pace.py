@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autoseg.bundles.marks import bundle_settings, family_and_fold, is_foreign_bundle
+from autoseg.bundles.marks import bundle_settings, is_foreign_bundle
 from autoseg.config import RunConfig
 from autoseg.devices import THREAD_SCALING, makespan
 from autoseg.engine.budget import SECONDS_A_CASE, VALIDATIONS, budget_steps
 from autoseg.errors import Fault, InputError
 from autoseg.execution.results import is_done, read_result
 from autoseg.pipeline.clock import Deadlines, seconds_spent
-from autoseg.pipeline.inputs import bundle_parts, case_digests, fingerprint, made_from
+from autoseg.pipeline.inputs import fingerprint
+from autoseg.pipeline.measuring import family_of, first_bundles, fold_of, measure
 from autoseg.pipeline.searching import Span, searches_left, time_to_search
 from autoseg.pipeline.session import Session
-from autoseg.pipeline.training import gpus_a_job, run_jobs, training_inputs, training_jobs, trainings
-from autoseg.planning.budget import CPU_SHARE, UNKNOWN_STEPS, Candidate, Choice, Room, choose, least_seconds
-from autoseg.records import Case, Datalist, Event, Job, Resources, Slot, Speed, to_plain
-from autoseg.workspace import Workspace, read_json, read_keys, restored, write_json
+from autoseg.pipeline.training import gpus_a_job, training_inputs, training_jobs, trainings
+from autoseg.planning.budget import (
+    CPU_SHARE,
+    UNKNOWN_STEPS,
+    Candidate,
+    Choice,
+    Room,
+    choose,
+    least_seconds,
+    windows_share,
+)
+from autoseg.planning.windows import FEWER_OVERLAP, LEVELS, fewer_windows, level_within, passes
+from autoseg.records import Case, Datalist, Event, Job, Slot, Speed, to_plain
+from autoseg.workspace import Workspace, read_keys, restored, write_json
 
 SEARCH_LEAVES = 400  # steps a training must keep beside a search
 WORTH_MEASURING = 100  # steps: shorter trainings are over before they are forecast
@@ -34,8 +44,8 @@ PREDICTION_START = 8.0  # seconds: of the process that predicts, where no start 
 SELECTION_START, SELECTION_CASE, SELECTION_SHARE = 2.0, 0.06, 0.03
 SECONDS_A_SCORE = 0.1  # of one core: surface distances of a case
 FOREIGN_START, FOREIGN_CASE = 20.0, 2.0  # seconds of a foreign template's start, of a case: nobody has measured them
-SHARING_GAIN = 1.1  # times as many steps in the same time that trainings side by side on a GPU must make
-SHARING_LIMIT = 600.0  # seconds: in a shorter call, trying it out costs more than it gives
+# what is said of windows that are not as planned
+FEWER = {"overlap": f"overlap by {FEWER_OVERLAP:.0%}", "mirror_axes_inference": "are not mirrored"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Pace:
     """Which bundles are trained, by when (None: as their own settings say), and seconds a member needs to predict.
 
     `closing`: seconds of all that comes after the trainings, members' predictions apart; `selecting`: those of them in
-    which the ensemble is chosen.
+    which the ensemble is chosen. `windows`: by bundle, in which other windows than planned it predicts.
     """
 
     bundles: list[Path]
@@ -52,6 +62,7 @@ class Pace:
     selecting: float = 0.0
     member_seconds: dict[str, float] = field(default_factory=dict)
     search: Span | None = None  # what searches for architectures may take; None: there is no time, or no limit
+    windows: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def seconds_left(self) -> float:
@@ -75,24 +86,64 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
             _forecast(session, [job for job in jobs if job.id in left], datalist)
         return Pace(list(bundles))
     trained = list(bundles) if session.config.algos is not None else _without_foreign(session, bundles, ours)
-    speeds = _measure(session, ours, datalist) if ours else {}
+    speeds = measure(session, ours, datalist) if ours else {}
     candidates = _candidates(session, ours, datalist, speeds) if ours else []
     candidates += _unmeasured([bundle for bundle in trained if bundle not in ours], datalist)
-    slots = session.training_slots(trainings(session, trained, datalist))
+    ahead = [_ahead(session, trained, datalist, candidates, level) for level in LEVELS]
+    choice = _chosen(session, trained, datalist, ahead)
+    chosen, taken = among(choice, trained, datalist.num_fold), ahead[choice.windows]
+    windows = {b.name: _windows(session, b, choice.windows) for b in chosen if b in ours}
+    _tell(session, choice, datalist, {key for other in windows.values() for key in other})
+    planned = {b.name: choice.seconds[family_of(b)] for b in chosen if b.name in left}
+    spent = seconds_spent({b.name: b / "metrics.jsonl" for b in chosen})
+    end = time.time() + replace(taken.room, seconds=session.clock.left).training(choice.networks)
+    deadlines = Deadlines(planned, spent, len(session.training_slots(trainings(session, chosen, datalist))), end)
+    searches = searches_left(session, chosen, datalist) if choice.search else []
+    span = time_to_search(session, searches, len(chosen))
+    return Pace(chosen, deadlines, taken.room.closing, taken.selecting, taken.members, span, windows)
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """What a limit is divided among where cases are predicted in the windows of one level (`planning.windows`).
+
+    `members`: seconds that a network of each family adds to the predictions; `selecting`: see `Pace`.
+    """
+
+    candidates: list[Candidate]
+    room: Room
+    members: dict[str, float]
+    selecting: float
+
+
+def _ahead(
+    session: Session, bundles: Sequence[Path], datalist: Datalist, measured: Sequence[Candidate], level: int
+) -> _Ahead:
+    assert session.clock is not None
+    first = first_bundles(bundles)
+    candidates = [_in_windows(session, c, first[c.name], level) for c in measured]
+    slots = session.training_slots(trainings(session, bundles, datalist))
     closing, members = _predictions(session, datalist, {c.name: c.speed for c in candidates}, slots)
     validating = len(datalist.validation or datalist.training) * sum(c.speed.case for c in candidates)
     selecting = SELECTION_START + min(SELECTION_CASE * validating, SELECTION_SHARE * session.clock.limit)
-    closing += selecting
-    room = Room(session.clock.left, len(slots), closing, max(members.values()))
-    choice = _chosen(session, trained, datalist, candidates, room)
-    chosen = among(choice, trained, datalist.num_fold)
-    _tell(session, choice, datalist)
-    planned = {b.name: choice.seconds[_family(b)] for b in chosen if b.name in left}
-    spent = seconds_spent({b.name: b / "metrics.jsonl" for b in chosen})
-    end = time.time() + replace(room, seconds=session.clock.left).training(choice.networks)
-    deadlines = Deadlines(planned, spent, len(session.training_slots(trainings(session, chosen, datalist))), end)
-    searches = searches_left(session, chosen, datalist) if choice.search else []
-    return Pace(chosen, deadlines, closing, selecting, members, search=time_to_search(session, searches, len(chosen)))
+    room = Room(session.clock.left, len(slots), closing + selecting, max(members.values()))
+    return _Ahead(candidates, room, members, selecting)
+
+
+def _windows(session: Session, bundle: Path, level: int) -> dict[str, Any]:
+    """Hyper-parameters of a bundle's windows at a level, which the user has not set."""
+    return fewer_windows(bundle_settings(bundle), level, session.config.said(family_of(bundle)))
+
+
+def _in_windows(session: Session, candidate: Candidate, bundle: Path, level: int) -> Candidate:
+    """A family that predicts in the windows of a level, measured in those planned: what a case takes goes by them."""
+    speed = candidate.speed
+    if not level or not speed.shape:
+        return candidate
+    settings = bundle_settings(bundle)
+    fewer = passes(speed.shape, {**settings, **_windows(session, bundle, level)}) / passes(speed.shape, settings)
+    fixed = min(speed.case, SECONDS_A_CASE)
+    return replace(candidate, speed=replace(speed, case=fixed + fewer * (speed.case - fixed)))
 
 
 def _without_foreign(session: Session, bundles: Sequence[Path], ours: list[Path]) -> list[Path]:
@@ -100,7 +151,7 @@ def _without_foreign(session: Session, bundles: Sequence[Path], ours: list[Path]
 
     Nobody can tell those when to end: they are ended when their time is over, and what they have saved by then counts.
     """
-    foreign = sorted({_family(bundle) for bundle in bundles if bundle not in ours})
+    foreign = sorted({family_of(bundle) for bundle in bundles if bundle not in ours})
     if foreign:
         message = f"{', '.join(foreign)} left out: a foreign template is trained by name only where time is limited"
         session.notify(Event("warning", message))
@@ -112,84 +163,10 @@ def _without_foreign(session: Session, bundles: Sequence[Path], ours: list[Path]
 def _unmeasured(bundles: Sequence[Path], datalist: Datalist) -> list[Candidate]:
     """Foreign families: what a step takes them is not known, and predictions are counted as a guess."""
     found = []
-    for name, bundle in _first(bundles).items():
-        cases = len([case for case in datalist.split(_fold(bundle))[1] if case.label])
+    for name, bundle in first_bundles(bundles).items():
+        cases = len([case for case in datalist.split(fold_of(bundle))[1] if case.label])
         found.append(Candidate(name, Speed(FOREIGN_START, 0.0, FOREIGN_CASE), 0, 0, cases))
     return found
-
-
-def _family(bundle: Path) -> str:
-    return family_and_fold(bundle)[0]
-
-
-def _fold(bundle: Path) -> int:
-    return family_and_fold(bundle)[1]
-
-
-def _first(bundles: Sequence[Path]) -> dict[str, Path]:
-    """The first bundle of every family."""
-    return {_family(bundle): bundle for bundle in reversed(bundles)}
-
-
-def _measure(session: Session, bundles: Sequence[Path], datalist: Datalist) -> dict[str, Speed]:
-    """The speed of every family, of its first fold, on the slots that trainings will have.
-
-    Small trainings that could share GPUs are also measured side by side, and `session.job_memory` says so where that
-    makes SHARING_GAIN times as many steps.
-    """
-    number = trainings(session, bundles, datalist)
-    slots = session.slots(number)
-    alone = _measured(session, bundles, datalist, slots, "measure")
-    memory = max((speed.memory for speed in alone.values()), default=0)
-    side_by_side = session.slots(number, memory)
-    hurried = session.clock is not None and session.clock.limit < SHARING_LIMIT
-    session.job_memory = 0
-    if len(side_by_side) <= len(slots) or hurried:
-        return alone
-    shared = _measured(session, bundles, datalist, side_by_side, "measure_shared")
-    if set(shared) != set(alone):
-        return alone
-    gain = len(side_by_side) / len(slots) * sum(s.step for s in alone.values()) / sum(s.step for s in shared.values())
-    if gain < SHARING_GAIN:
-        return alone
-    session.job_memory = memory
-    session.stage(f"{len(side_by_side)} trainings share {len(slots)} GPUs: {gain:.1f} times as many steps in a second")
-    return shared
-
-
-def _measured(
-    session: Session, bundles: Sequence[Path], datalist: Datalist, slots: Sequence[Slot], label: str
-) -> dict[str, Speed]:
-    """Speeds on these slots, with as many jobs at a time as will be trained on one GPU, or on all cores."""
-    first = _first(bundles)
-    beside = [b for b in bundles if b not in first.values()] if len(slots) > len(session.devices.gpus) else []
-    measured = [*first.values(), *beside[: max(0, len(slots) - len(first))]]
-    cases = {"training": case_digests(datalist.training), "validation": case_digests(datalist.validation)}
-    jobs = []
-    for bundle in measured:
-        folder = session.workspace.job(f"{label}_{bundle.name}")
-        inputs = made_from(**bundle_parts(bundle), **cases, slots={slot.id: slot for slot in slots})
-        jobs.append(
-            Job(
-                id=folder.name,
-                argv=(sys.executable, "-m", "autoseg.engine", "measure", str(bundle), str(folder / "speed.json")),
-                cwd=str(session.workspace.root),
-                outputs=(f"jobs/{folder.name}/speed.json",),
-                inputs=inputs,
-                fingerprint=fingerprint(inputs),
-                resources=Resources(gpus=1 if session.devices.gpus else 0),
-            )
-        )
-    session.stage(f"measuring: a few steps of {', '.join(first)}{' side by side' if 'shared' in label else ''}")
-    results = run_jobs(session, jobs, slots)
-    session.refuse_without_gpus()
-    speeds = {}
-    for name, bundle in first.items():
-        job = f"{label}_{bundle.name}"
-        if results[job].status == "done":
-            path = session.workspace.job(job) / "speed.json"
-            speeds[name] = restored(Speed, read_json(path), path)
-    return speeds
 
 
 def _candidates(
@@ -201,10 +178,10 @@ def _candidates(
     with contextlib.suppress(InputError):  # bundles may stand there without it
         planned = read_keys(session.workspace.plan_json, "families")[0]
     found = []
-    for name, bundle in _first(bundles).items():
+    for name, bundle in first_bundles(bundles).items():
         if name not in speeds:
             continue
-        training, validation = datalist.split(_fold(bundle))
+        training, validation = datalist.split(fold_of(bundle))
         steps = planned_steps(bundle_settings(bundle), len(training), processes)
         enough = int(steps * (1 if session.devices.gpus else CPU_SHARE))
         cases = len([case for case in validation if case.label])
@@ -243,11 +220,10 @@ def prediction_seconds(
     return fixed, len(cases) / (cores / slots[0].cpus) ** THREAD_SCALING
 
 
-def _chosen(
-    session: Session, bundles: Sequence[Path], datalist: Datalist, candidates: Sequence[Candidate], room: Room
-) -> Choice:
+def _chosen(session: Session, bundles: Sequence[Path], datalist: Datalist, ahead: Sequence[_Ahead]) -> Choice:
     """The choice for this limit: the one of an earlier call that went the same way, or a new one, kept in pace.json.
 
+    `ahead`: by level of windows.
     InputError where it is too short for anything.
     """
     assert session.clock is not None
@@ -257,22 +233,28 @@ def _chosen(
     if earlier is not None:
         return earlier
     named, all_folds = config.algos is not None, config.num_fold is not None
-    refit = max(0, max(Counter(map(_family, bundles)).values()) - folds)  # bundles that there are on all cases
+    refit = max(0, max(Counter(map(family_of, bundles)).values()) - folds)  # bundles that there are on all cases
 
-    def chosen_in(seconds: float) -> Choice | None:
-        there = replace(room, seconds=seconds)
-        return choose(candidates, folds, there, named=named, all_folds=all_folds, refit=refit)
+    def chosen_in(there: _Ahead, without: float = 0.0) -> Choice | None:
+        room = replace(there.room, seconds=there.room.seconds - without)
+        return choose(there.candidates, folds, room, named=named, all_folds=all_folds, refit=refit)
 
-    choice = chosen_in(room.seconds)
+    found = [chosen_in(there) for there in ahead]
+    level = level_within(
+        [windows_share(a.candidates, a.room, c) if c else None for a, c in zip(ahead, found, strict=True)]
+    )
+    choice = found[level]
     if choice is None:
-        least = least_seconds(candidates, room, named, folds + refit if all_folds else 1) + session.clock.spent
-        message = f"{_span(limit)} are too short: the least for these data here is {_span(1.1 * least)}"
-        raise InputError([Fault("", "time_limit", message)])
+        there = ahead[level]
+        least = least_seconds(there.candidates, there.room, named, folds + refit if all_folds else 1)
+        message = f"{_span(limit)} are too short: the least for these data here is"
+        raise InputError([Fault("", "time_limit", f"{message} {_span(1.1 * (least + session.clock.spent))}")])
     first = among(choice, bundles, folds)
     span = time_to_search(session, searches_left(session, first, datalist), len(first))
-    beside = None if span is None else chosen_in(room.seconds - span.together)
+    beside = None if span is None else chosen_in(ahead[level], span.together)
     if beside is not None and min(beside.steps.values()) >= SEARCH_LEAVES:
         choice = replace(beside, search=True)
+    choice = replace(choice, windows=level)
     write_json(session.workspace.pace_json, {"key": key, "limit": limit, "choice": choice})
     return choice
 
@@ -292,7 +274,7 @@ def among(choice: Choice, bundles: Sequence[Path], folds: int) -> list[Path]:
     """
     taken = set[Path]()
     for name in choice.seconds:
-        own = sorted((bundle for bundle in bundles if _family(bundle) == name), key=_fold)
+        own = sorted((bundle for bundle in bundles if family_of(bundle) == name), key=fold_of)
         whole = own[folds:][: choice.refit]
         taken |= {*own[:folds][: choice.networks - len(whole)], *whole}
     return [bundle for bundle in bundles if bundle in taken]
@@ -304,7 +286,8 @@ def choice_key(bundles: Sequence[Path], datalist: Datalist, config: RunConfig) -
     return fingerprint({"jobs": [fingerprint(training_inputs(b, datalist)) for b in bundles], "said": said})
 
 
-def _tell(session: Session, choice: Choice, datalist: Datalist) -> None:
+def _tell(session: Session, choice: Choice, datalist: Datalist, windows: Container[str]) -> None:
+    """`windows`: the hyper-parameters of those that cases are predicted in, where they are not as planned."""
     assert session.clock is not None
     parts = [
         f"{name}: {_span(seconds)} a network, {_steps(choice.steps[name])}" for name, seconds in choice.seconds.items()
@@ -315,6 +298,8 @@ def _tell(session: Session, choice: Choice, datalist: Datalist) -> None:
         which += f" and {choice.refit} network{'s' if choice.refit != 1 else ''} on all cases"
     before = f", {_span(session.clock.before)} of it spent before" if session.clock.before else ""
     facts = {"time_limit": session.clock.limit, "left": session.clock.left, "choice": to_plain(choice)}
+    fewer = [word for key, word in FEWER.items() if key in windows]
+    parts += [f"predictions in windows that {' and '.join(fewer)}, to save time"] if fewer else []
     message = f"time limit {_span(session.clock.limit)}{before}: {which}; {'; '.join(parts)}"
     session.notify(Event("forecast", message, facts))
     for name, reason in choice.left_out.items():
@@ -329,19 +314,20 @@ def _forecast(session: Session, jobs: Sequence[Job], datalist: Datalist) -> None
     """Say how long trainings and predictions will take, where that is worth measuring."""
     bundles = [session.workspace.root / job.id for job in jobs]
     processes = max(1, gpus_a_job(session, len(bundles)))
-    lengths = {b.name: planned_steps(bundle_settings(b), len(datalist.split(_fold(b))[0]), processes) for b in bundles}
+    cases = {b: len(datalist.split(fold_of(b))[0]) for b in bundles}
+    lengths = {b.name: planned_steps(bundle_settings(b), cases[b], processes) for b in bundles}
     if max(lengths.values()) < WORTH_MEASURING or session.config.minutes:
         return
-    speeds = _measure(session, bundles, datalist)
+    speeds = measure(session, bundles, datalist)
     known = {c.name: c for c in _candidates(session, bundles, datalist, speeds)} if speeds else {}
-    if any(_family(b) not in known for b in bundles):
+    if any(family_of(b) not in known for b in bundles):
         return
-    seconds = {b.name: _unlimited(known[_family(b)], lengths[b.name], bundle_settings(b)) for b in bundles}
+    seconds = {b.name: _unlimited(known[family_of(b)], lengths[b.name], bundle_settings(b)) for b in bundles}
     slots = session.training_slots(trainings(session, bundles, datalist))
     closing, members = _predictions(session, datalist, speeds, slots)
-    folds = len({_fold(b) for b in bundles})
+    folds = len({fold_of(b) for b in bundles})
     total = makespan(list(seconds.values()), len(slots)) + closing + folds * max(members.values())
-    longest = {name: max(seconds[b.name] for b in bundles if _family(b) == name) for name in known}
+    longest = {name: max(seconds[b.name] for b in bundles if family_of(b) == name) for name in known}
     each = "; ".join(f"{name}: {_span(longest[name])} a fold" for name in known)
     apart = ", searches apart" if searches_left(session, bundles, datalist) else ""
     message = f"forecast: about {_span(total)} for {len(jobs)} trainings and the predictions{apart} ({each})"

@@ -222,8 +222,12 @@ def train(
     datalist: Datalist,
     deadlines: Deadlines | None = None,
     on_done: Callable[[dict[str, JobResult]], None] = lambda results: None,
+    told: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, JobResult]:
-    """Train every bundle, by its deadline if there are some; raises NoResultError where none could be trained."""
+    """Train every bundle, by its deadline if there are some; raises NoResultError where none could be trained.
+
+    `told`: by bundle, hyper-parameters of which a training that is done need not be made anew.
+    """
     session.refuse_without_gpus()
     jobs = training_jobs(session, bundles, datalist)
     if deadlines is not None:
@@ -231,6 +235,8 @@ def train(
     slots = session.training_slots(trainings(session, bundles, datalist))
 
     def start(job: Job) -> Job:
+        more = [(f"--{key}", json.dumps(value)) for key, value in (told or {}).get(job.id, {}).items()]
+        job = replace(job, argv=(*job.argv, *(word for pair in more for word in pair)))
         if deadlines is None:
             return job
         left = {gpu.index for gpu in session.devices.gpus}

@@ -137,6 +137,7 @@ class Choice:
     refit: int = 0
     left_out: dict[str, str] = field(default_factory=dict)
     search: bool = False  # whether there is time to search for architectures before
+    windows: int = 0  # the level of those that cases are predicted in (`planning.windows`)
 
     @property
     def networks(self) -> int:
@@ -149,6 +150,12 @@ def least_seconds(candidates: Sequence[Candidate], room: Room, named: bool, fold
     wanted = candidates if named else candidates[:1]
     jobs = makespan([c.seconds(LEAST_STEPS) for c in wanted] * folds, room.slots)
     return jobs + MARGIN * (room.closing + folds * room.a_member)
+
+
+def windows_share(candidates: Sequence[Candidate], room: Room, choice: Choice) -> float:
+    """The share of all time that networks take to predict their folds' cases, to be scored, and the testing cases."""
+    scoring = [c.speed.case * c.cases for c in candidates if c.name in choice.seconds] * choice.folds
+    return (makespan(scoring, room.slots) + choice.networks * room.a_member) / room.seconds
 
 
 def choose(

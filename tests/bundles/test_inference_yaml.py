@@ -10,13 +10,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from autoseg.bundles import available_templates
+from autoseg.bundles.marks import patch_file
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.predictor import Predictor
 from autoseg.engine.search import ArchitectureSearch
 from autoseg.engine.trainer import Trainer
+from autoseg.workspace import read_yaml, write_json
 
 BundleOf = Callable[..., Path]
 KINDS = ["anisotropic", "channels", "nested", "crossing", "pictures"]
@@ -72,6 +74,19 @@ def test_it_predicts_as_the_engine(family: str, kind: str, bundle_of_family: Bun
 
 def test_it_mirrors_as_the_engine(bundle_of_family: BundleOf, odd_path: Path) -> None:
     compare(bundle_of_family("segresnet", "channels", num_iterations=40, mirror_axes_inference=[0, 1]), odd_path)
+
+
+def test_it_takes_the_windows_that_the_weights_were_scored_with(bundle_of_family: BundleOf, odd_path: Path) -> None:
+    fewer = {"overlap": 0.25, "mirror_axes_inference": []}
+    root = bundle_of_family("segresnet", "channels", num_iterations=40, overlap=0.5, mirror_axes_inference=[0])
+    (root / "models").mkdir(exist_ok=True)
+    write_json(patch_file(root), fewer)
+    assert {key: Bundle.load(root).settings[key] for key in fewer} == fewer
+    parser = ConfigParser({**read_yaml(root / "configs" / "inference.yaml"), "bundle_root": str(root)})
+    asked = list[torch.Tensor]()
+    parser.get_parsed_content("mirrored")(torch.zeros(1), one=asked.append)
+    assert parser.get_parsed_content("inferer").overlap == 0.25 and len(asked) == 1
+    compare(root, odd_path)
 
 
 def test_it_takes_the_architecture_that_was_found(bundle_of_family: BundleOf, odd_path: Path) -> None:

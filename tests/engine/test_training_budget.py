@@ -10,17 +10,18 @@ from monai.data.utils import dense_patch_slices
 
 from autoseg.engine import budget as module
 from autoseg.engine.budget import (
+    DEADLINE_SHARE,
     ENDING,
+    ONE_SHARE,
     RECALLING,
     RECALLING_SHARE,
     SCORING,
     SECONDS_A_CASE,
-    VALIDATION_SHARE,
     Budget,
     seconds_of,
-    windows,
 )
 from autoseg.engine.progress import Progress
+from autoseg.planning.windows import windows
 
 WINDOWS = {"overlap": 0.5, "validation_overlap": 0.5, "mirror_axes_inference": [], "roi_size": [10, 10, 1]}
 NONE = {"num_iterations": None, "num_epochs": None, "max_seconds": None, "deadline": None, **WINDOWS}
@@ -108,11 +109,12 @@ def test_without_cases_to_score_all_but_the_end_is_training() -> None:
 def test_a_validation_that_takes_a_large_part_of_the_time_is_not_made() -> None:
     """Neither the last one: the last weights are scored at once, and what it would have taken is training."""
     found = budget(deadline=12_050.0)  # 100 s in all, where 50 are spent
-    quick, slow = after(20, 100.0 * VALIDATION_SHARE), after(20, 101.0 * VALIDATION_SHARE)
-    assert not found.scores(quick, 50.0, last=False) and found.scores(quick, 50.0, last=True)
+    quick, slow = after(20, 100.0 * ONE_SHARE), after(20, 101.0 * ONE_SHARE)
+    assert found.scores(quick, 100.0 * ONE_SHARE / DEADLINE_SHARE, last=False) and found.scores(quick, 50.0, last=True)
+    assert not found.scores(quick, 99.0 * ONE_SHARE / DEADLINE_SHARE, last=False)
     assert not found.scores(slow, 50.0, last=False) and not found.scores(slow, 50.0, last=True)
     gained = (found.total_seconds(slow, 50.0) or 0.0) - (found.total_seconds(quick, 50.0) or 0.0)
-    assert gained == pytest.approx(10.0 - 0.1 * SCORING)
+    assert gained == pytest.approx(100.0 * ONE_SHARE - ONE_SHARE * SCORING)
     assert not found.scores(after(2, None), 50.0, last=True)  # nothing is known: a late start
     assert budget(max_seconds=100.0).scores(slow, 50.0, last=True)  # which comes on top
     assert budget(num_iterations=100).scores(slow, 50.0, last=False)

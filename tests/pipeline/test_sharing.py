@@ -13,7 +13,7 @@ from autoseg.config import RunConfig, load_config
 from autoseg.demo import make_demo_data
 from autoseg.devices import Devices, Gpu
 from autoseg.errors import NoResultError
-from autoseg.pipeline import generate, pace, searching, training
+from autoseg.pipeline import generate, measuring, searching, training
 from autoseg.pipeline.clock import Clock, Deadlines
 from autoseg.pipeline.prepare import stored_datalist
 from autoseg.pipeline.session import Session, silent
@@ -56,8 +56,8 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
                 results[job.id] = JobResult(job.id, "failed" if step is None else "done")
             return results
 
-        monkeypatch.setattr(pace, "run_jobs", run_jobs)
-        monkeypatch.setattr(pace, "bundle_parts", lambda bundle: {"settings": {"name": bundle.name}})
+        monkeypatch.setattr(measuring, "run_jobs", run_jobs)
+        monkeypatch.setattr(measuring, "bundle_parts", lambda bundle: {"settings": {"name": bundle.name}})
         return batches
 
     return set_speeds
@@ -65,7 +65,7 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
 
 def test_small_trainings_share_where_that_is_faster(make_session: MakeSession, speeds: Callable[..., object]) -> None:
     session, batches = make_session(), speeds(2, 3.0)
-    found = pace._measure(session, BUNDLES, DATA)
+    found = measuring.measure(session, BUNDLES, DATA)
     assert [len(batch) for batch in batches] == [2, 6]  # type: ignore[arg-type]
     assert {name: speed.step for name, speed in found.items()} == {"segresnet": 3.0, "dints": 3.0}
     assert [slot.id for slot in session.training_slots(6)] == [f"gpu0.{i}" for i in range(6)]
@@ -79,7 +79,7 @@ def test_on_a_cpu_nothing_is_shared_whatever_may_be_trained_beside_the_folds(
     folds = replace(DATA, num_fold=5)
     bundles = [Path("/nowhere") / f"segresnet_{fold}" for fold in range(8)]
     assert len(session.slots(8)) > len(session.slots(training.trainings(session, bundles, folds)))
-    pace._measure(session, bundles, folds)
+    measuring.measure(session, bundles, folds)
     assert len(batches) == 1 and session.job_memory == 0
 
 
@@ -101,7 +101,7 @@ def test_they_do_not_share_otherwise(
     measured: int,
 ) -> None:
     session, batches = make_session(time_limit=time_limit), speeds(memory, shared)
-    found = pace._measure(session, BUNDLES, DATA)
+    found = measuring.measure(session, BUNDLES, DATA)
     assert len(batches) == measured and found["segresnet"].step == 1.0
     assert [slot.id for slot in session.training_slots(6)] == ["gpu0"]
 

@@ -8,18 +8,25 @@ from pathlib import Path
 
 import pytest
 
+from autoseg.bundles.marks import patch_file
 from autoseg.config import load_config
 from autoseg.config.keys import READERS
 from autoseg.demo import make_demo_data
 from autoseg.errors import InputError
 from autoseg.pipeline import run
+from autoseg.planning import windows
 from autoseg.records import Event
-from autoseg.workspace import read_json
+from autoseg.workspace import read_json, read_yaml
 
+HYPER_PARAMETERS = Path("configs", "hyper_parameters.yaml")
 SMALL = {"init_filters": 8, "blocks_down": [1, 1, 1], "dsdepth": 2, "roi_size": [32, 32, 24]}
 
 
-def test_a_limit_that_is_too_short_is_refused_with_the_least_and_a_longer_one_is_kept(odd_path: Path) -> None:
+def test_a_limit_that_is_too_short_is_refused_with_the_least_and_a_longer_one_is_kept(
+    odd_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where windows take too much of it, there are fewer: scores, predictions and the bundle say the same."""
+    monkeypatch.setattr(windows, "MOST_SHARES", (0.0, 0.0))
     datalist = make_demo_data(odd_path / "data", training=8, testing=2, shape=(32, 32, 24))
     given = {"datalist": str(datalist), "modality": "MRI", "settings": SMALL, "work_dir": str(odd_path / "w")}
     with pytest.raises(InputError, match=r"time_limit: 10 s are too short: the least .* here is ") as caught:
@@ -41,6 +48,11 @@ def test_a_limit_that_is_too_short_is_refused_with_the_least_and_a_longer_one_is
     assert all(math.isnan(entry.mean_dice) == (entry.fold >= 5) for entry in result.leaderboard)
     assert any(e.kind == "forecast" and e.message.startswith("time limit ") for e in events)
     assert all(entry.steps > 0 for entry in result.leaderboard)
+    assert [e for e in events if "predictions in windows that overlap by 25% and are not mirrored" in e.message]
+    for bundle in (odd_path / "w" / entry.name for entry in result.leaderboard):
+        fewer, planned = {"overlap": 0.25, "mirror_axes_inference": []}, read_yaml(bundle / HYPER_PARAMETERS)
+        assert read_json(patch_file(bundle)).items() >= fewer.items()
+        assert (planned["overlap"], planned["mirror_axes_inference"]) == (0.5, [0]), "what is planned stays"
 
     events.clear()
     assert run(load_config(None, **given, time_limit=least), events.append).leaderboard == result.leaderboard

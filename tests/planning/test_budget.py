@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from autoseg.planning.budget import (
     least_seconds,
     seconds_a_share,
     share_out,
+    windows_share,
 )
 from autoseg.planning.plan import BY_USER, Plan
 from autoseg.records import Speed
@@ -127,6 +129,14 @@ def test_half_of_the_networks_see_all_cases_and_rounds_that_are_begun_are_filled
 ) -> None:
     found = [choose([QUICK], 5, room(s, slots), named=False, all_folds=False, refit=3) for s in range(100, 12_000, 20)]
     assert [n for n, _ in itertools.groupby((c.folds, c.refit) for c in found if c is not None)] == wanted
+
+
+def test_what_windows_take_is_scoring_and_predictions() -> None:
+    choice = chosen(1200.0)
+    more = windows_share((QUICK, SLOW), room(1200.0), choice)
+    assert more == pytest.approx((makespan([1.0 * 8] * choice.folds, 2) + choice.networks * 5.0) / 1200.0)
+    refit = replace(choice, folds=choice.folds - 1, refit=1)  # of which no case is scored
+    assert windows_share((QUICK, SLOW), room(1200.0), refit) <= more
 
 
 def test_more_networks_than_folds_come_when_each_gets_its_planned_steps() -> None:
