@@ -65,19 +65,19 @@ def read_label(path: str, faults: Faults) -> LabelFile | None:
         return None
     box = bounding_box(data, 0)
     extent = None if box is None else volume.grid.to_ras([part.stop - part.start for part in box])
-    places = {} if box is None else _places(data, box, volume.grid, [value for value in found if value > 0])
+    places = {} if box is None else _places(data, box, volume.grid, list(found))
     return LabelFile(path, data, volume.grid, found, extent, places)
 
 
 def _places(data: Array, box: Box, grid: Grid, values: Sequence[int]) -> dict[int, Place]:
-    """The place of every one of `values`, all that lie above 0 in `data`, which `box` bounds; in one pass.
+    """The place of every value above 0. `values`: all of `data`, ascending; `box` bounds those above 0.
 
     Voxels are counted by value and index along each axis, a slab at a time: only slabs are held as larger integers.
     """
-    inner, low = data[box], int(data.min())
-    tables = [np.zeros((len(values) + 1) * size, dtype=np.int64) for size in inner.shape]
-    rows = np.zeros(values[-1] - low + 1, dtype=np.intp)  # 0: what is not above 0
-    rows[np.array(values) - low] = np.arange(1, len(values) + 1)
+    inner, low = data[box], values[0]
+    tables = [np.zeros(len(values) * size, dtype=np.int64) for size in inner.shape]
+    rows = np.zeros(values[-1] - low + 1, dtype=np.intp)
+    rows[np.array(values) - low] = np.arange(len(values))
     for part in slabs(inner, max(CHUNK, *(table.size for table in tables))):
         at = inner[..., part].astype(np.intp) - low
         for axis, table in enumerate(tables):
@@ -85,10 +85,11 @@ def _places(data: Array, box: Box, grid: Grid, values: Sequence[int]) -> dict[in
             key = (rows * inner.shape[axis])[at]
             key += np.expand_dims(index, [a for a in range(data.ndim) if a != axis])
             table += np.bincount(key.ravel(order="K"), minlength=table.size)
+    first = sum(value <= 0 for value in values)
     centres, spreads = [], []
     for axis in grid.order:
-        table = tables[axis].reshape(len(values) + 1, -1)[1:]
-        index = np.arange(table.shape[1]) + float(box[axis].start)
+        table = tables[axis].reshape(len(values), -1)[first:]
+        index = np.arange(box[axis].start, box[axis].stop)
         if grid.flips[axis] < 0:
             index = grid.shape[axis] - 1 - index
         n = table.sum(axis=1)
@@ -96,8 +97,8 @@ def _places(data: Array, box: Box, grid: Grid, values: Sequence[int]) -> dict[in
         variance = np.maximum(table @ index**2 / n - mean**2, 0.0)
         centres.append(mean * grid.spacing[axis])
         spreads.append(np.sqrt(variance) * grid.spacing[axis])
-    rounds = [np.round(np.stack(numbers, axis=1), 6).tolist() for numbers in (centres, spreads)]
-    return {value: Place(tuple(c), tuple(s)) for value, c, s in zip(values, *rounds, strict=True)}
+    numbers = (np.stack(some, axis=1).tolist() for some in (centres, spreads))
+    return {value: Place(tuple(c), tuple(s)) for value, c, s in zip(values[first:], *numbers, strict=True)}
 
 
 def _whole_numbers(volume: Volume, faults: Faults) -> Array | None:
