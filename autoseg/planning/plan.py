@@ -229,7 +229,7 @@ def plan_mirroring(
     why = [f"not along {ACROSS[axis]}: {words}" for axis, words in against.items() if axis in axes]
     plan.set("mirror_axes", [axis for axis in axes if axis not in against], "; ".join([reason, *why]))
     told = [f"left and right: {_named(found, labels)}"] if found else []
-    told += [f"alike on opposite sides, left and right: {_named(placed, labels)}"] if placed else []
+    told += [f"{_named(placed, labels)} look alike on opposite sides"] if placed else []
     plan.set("mirror_pairs", found + placed, "; ".join(told) or "no labels that differ only in the side")
 
 

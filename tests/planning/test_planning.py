@@ -160,7 +160,7 @@ def test_labels_that_look_alike_on_opposite_sides_change_places() -> None:
     nodules = {1: "organ", 2: "nodule 1", 3: "nodule 2", 4: "left eye", 5: "right eye"}
     found = mirroring(nodules, None, alike=[[[2, 3], [4, 5]], [], []])
     assert (found.settings["mirror_axes"], found.settings["mirror_pairs"]) == ([0, 1, 2], [[4, 5], [2, 3]])
-    reason = "left and right: left eye/right eye; alike on opposite sides, left and right: nodule 1/nodule 2"
+    reason = "left and right: left eye/right eye; nodule 1/nodule 2 look alike on opposite sides"
     assert found.reasons["mirror_pairs"] == reason
     assert mirroring(nodules, None, alike=[[[2, 5], [1, 9]], [], []]).settings["mirror_pairs"] == [[4, 5]]
     for pairs in ([], [[1, 2]]):
