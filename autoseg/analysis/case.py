@@ -260,6 +260,7 @@ class _Examination:
             foreground=tuple(p for p in pools if p is not None),
             nonzero=tuple(c["nonzero"] for c in channels),
             constant=all(c["constant"] for c in channels),
+            places=label.places if label else {},
         )
 
 

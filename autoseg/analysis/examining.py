@@ -19,7 +19,7 @@ from autoseg.workspace import file_stamp, path_bytes, write_json
 
 logger = logging.getLogger(__name__)
 
-ANALYSIS_VERSION = 2  # raise it whenever a report of the same files would differ
+ANALYSIS_VERSION = 3  # raise it whenever a report of the same files would differ
 FEW_BYTES = 8 << 20  # files of fewer bytes in all are read sooner than workers start
 
 

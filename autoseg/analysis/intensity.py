@@ -154,13 +154,13 @@ def _as_integers(raw: Array) -> Array:
     low, high = float(raw.min()), float(raw.max())
     if not (abs(low) < 1 << 24 and abs(high) < 1 << 24 and high - low < MOST_LEVELS):  # NaN fails too
         return raw
-    for part in _slabs(raw):
+    for part in slabs(raw):
         if not np.array_equal(raw[..., part], np.rint(raw[..., part])):
             return raw
     return raw.astype(np.int32)
 
 
-def _slabs(data: Array, size: int = CHUNK) -> Iterator[slice]:
+def slabs(data: Array, size: int = CHUNK) -> Iterator[slice]:
     """Parts of the last axis (the slowest of a NIfTI) that hold about `size` voxels."""
     step = max(1, size * data.shape[-1] // max(1, data.size))
     for start in range(0, data.shape[-1], step):
@@ -174,7 +174,7 @@ def bounding_box(data: Array, threshold: Any) -> Box | None:
     """The smallest box that holds every voxel above `threshold`; None where there is none."""
     plane = np.zeros(data.shape[:-1], dtype=bool)
     last = np.zeros(data.shape[-1], dtype=bool)
-    for part in _slabs(data):
+    for part in slabs(data):
         mask = data[..., part] > threshold
         plane |= mask.any(axis=-1)
         last[part] = mask.any(axis=tuple(range(data.ndim - 1)))
@@ -221,7 +221,7 @@ def _count(data: Array, low: int, levels: int, label: LabelMap | None) -> Array:
     rows = len(label.values) if label else 1
     counts = np.zeros(rows * levels, dtype=np.int64)
     offsets = _row_offsets(label.values, levels) if label else None
-    for part in _slabs(data, max(CHUNK, counts.size)):
+    for part in slabs(data, max(CHUNK, counts.size)):
         index = data[..., part].astype(np.intp)
         index -= low
         if label is not None and offsets is not None:

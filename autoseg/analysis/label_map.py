@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from autoseg.analysis.intensity import bounding_box
+from autoseg.analysis.intensity import CHUNK, Box, bounding_box, slabs
+from autoseg.analysis.report import Place
 from autoseg.analysis.volumes import Array, Grid, Volume, VolumeError, read_volume, shape_text
 from autoseg.errors import Faults
 
@@ -23,6 +25,7 @@ class LabelFile:
     grid: Grid
     counts: dict[int, int]
     extent: tuple[int, ...] | None  # bounding box of the values above 0, in RAS order
+    places: dict[int, Place]  # of every value above 0
 
     @property
     def foreground_fraction(self) -> float:
@@ -62,7 +65,40 @@ def read_label(path: str, faults: Faults) -> LabelFile | None:
         return None
     box = bounding_box(data, 0)
     extent = None if box is None else volume.grid.to_ras([part.stop - part.start for part in box])
-    return LabelFile(path, data, volume.grid, found, extent)
+    places = {} if box is None else _places(data, box, volume.grid, list(found))
+    return LabelFile(path, data, volume.grid, found, extent, places)
+
+
+def _places(data: Array, box: Box, grid: Grid, values: Sequence[int]) -> dict[int, Place]:
+    """The place of every value above 0. `values`: all of `data`, ascending; `box` bounds those above 0.
+
+    Voxels are counted by value and index along each axis, a slab at a time: only slabs are held as larger integers.
+    """
+    inner, low = data[box], values[0]
+    tables = [np.zeros(len(values) * size, dtype=np.int64) for size in inner.shape]
+    rows = np.zeros(values[-1] - low + 1, dtype=np.intp)
+    rows[np.array(values) - low] = np.arange(len(values))
+    for part in slabs(inner, max(CHUNK, *(table.size for table in tables))):
+        at = inner[..., part].astype(np.intp) - low
+        for axis, table in enumerate(tables):
+            index = np.arange(inner.shape[axis])[part if axis == data.ndim - 1 else slice(None)]
+            key = (rows * inner.shape[axis])[at]
+            key += np.expand_dims(index, [a for a in range(data.ndim) if a != axis])
+            table += np.bincount(key.ravel(order="K"), minlength=table.size)
+    first = sum(value <= 0 for value in values)
+    centres, spreads = [], []
+    for axis in grid.order:
+        table = tables[axis].reshape(len(values), -1)[first:]
+        index = np.arange(box[axis].start, box[axis].stop)
+        if grid.flips[axis] < 0:
+            index = grid.shape[axis] - 1 - index
+        n = table.sum(axis=1)
+        mean = table @ index / n
+        variance = np.maximum(table @ index**2 / n - mean**2, 0.0)
+        centres.append(mean * grid.spacing[axis])
+        spreads.append(np.sqrt(variance) * grid.spacing[axis])
+    numbers = (np.stack(some, axis=1).tolist() for some in (centres, spreads))
+    return {value: Place(tuple(c), tuple(s)) for value, c, s in zip(values[first:], *numbers, strict=True)}
 
 
 def _whole_numbers(volume: Volume, faults: Faults) -> Array | None:

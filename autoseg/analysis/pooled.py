@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from autoseg.analysis.alike import alike_across
 from autoseg.analysis.report import CaseExtras, CaseReport, Pool, discovered_labels
 from autoseg.analysis.volumes import Array
 
@@ -54,6 +55,7 @@ def autoseg_section(reports: Sequence[CaseReport], labels: Mapping[int, str] | N
         "dtype": _tally(extra.dtype for extra in extras),
         "foreground_fraction_median": float(np.median(fractions)) if fractions else 0.0,
         "foreground_extent": _extent(extras),
+        "alike_across": alike_across(reports, values, channels),
     }
 
 

@@ -26,12 +26,23 @@ class Pool:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a label lies in its case, in mm along the RAS axes of the voxels: the mean of its voxels' places, counted
+    from the first voxel, and their standard deviation along each axis.
+    """
+
+    centre: tuple[float, ...]
+    spread: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class CaseExtras:
     """What planning needs beyond MONAI's statistics. Spacing in mm, sizes in voxels, all in RAS axis order.
 
     `cropped_shape` bounds the voxels above their channel's minimum, in any channel; `foreground_extent` bounds the
     labelled voxels (None: no label, or an empty one). `foreground` has one pool a channel over the labelled voxels
-    (empty without), `nonzero` one over all voxels but zeros (None for a channel of zeros).
+    (empty without), `nonzero` one over all voxels but zeros (None for a channel of zeros). `places`: of every label
+    value above 0 that occurs.
     """
 
     channels: int
@@ -45,6 +56,7 @@ class CaseExtras:
     foreground: tuple[Pool, ...]
     nonzero: tuple[Pool | None, ...]
     constant: bool
+    places: dict[int, Place] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

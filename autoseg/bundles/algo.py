@@ -61,7 +61,8 @@ class TemplateAlgo(BundleAlgo):  # type: ignore[misc]  # monai is untyped
         modality = str(source.get("modality", "MRI"))
         plan = self.plan(stats, machine, normalize_modes(modality, source.get("normalization"), stats.channels))
         _plan_classes(plan, datalist, stats)
-        plan_mirroring(plan, datalist.labels, source.get("mirror_pairs"), machine, datalist.regions)
+        pairs = source.get("mirror_pairs")
+        plan_mirroring(plan, datalist.labels, pairs, machine, datalist.regions, stats.alike_across)
         plan.set("modality", modality, "as given")
         plan.set("seed", int(source.get("seed") or 0), "as given")
         for key, value in overrides.items():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Triple = tuple[float, float, float]
+Pairs = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Statistics:
 
     `voxels` and `cases_with_label` are empty when they come from MONAI's plain file, which has no counts.
     `image_dims` is 2 for pictures, 3 for volumes; `image_files` the files of a case, 1 or one a channel.
+    `alike_across`: by RAS axis the pairs of label values that look alike on opposite sides; none where nobody looked.
     """
 
     n_cases: int
@@ -52,6 +54,7 @@ class Statistics:
     cases_with_label: Mapping[str, int]
     image_dims: int = 3
     image_files: int = 1
+    alike_across: tuple[Pairs, Pairs, Pairs] = ((), (), ())
 
 
 def read_statistics(datastats: Mapping[str, Any]) -> Statistics:
@@ -81,6 +84,7 @@ def _from_autoseg(extra: Mapping[str, Any]) -> Statistics:
         cases_with_label=dict(extra["cases_with_label"]),
         image_dims=int(extra.get("image_dims", 3)),
         image_files=int(extra.get("image_files", 1)),
+        alike_across=_alike(extra.get("alike_across", [[], [], []])),
     )
 
 
@@ -121,6 +125,11 @@ def _flat(values: Sequence[Any]) -> Sequence[Any]:
     while values and isinstance(values[0], Sequence) and not isinstance(values[0], str):
         values = values[0]
     return values
+
+
+def _alike(across: Sequence[Any]) -> tuple[Pairs, Pairs, Pairs]:
+    x, y, z = (tuple((int(a), int(b)) for a, b in pairs) for pairs in across)
+    return x, y, z
 
 
 def _intensity(channel: Mapping[str, Any], std: str) -> Intensity:

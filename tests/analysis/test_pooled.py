@@ -138,6 +138,10 @@ def test_planning_reads_it_from_the_file(write_case: WriteCase, tmp_path: Path) 
     write_yaml(tmp_path / "datastats.yaml", datastats, versioned=False)
     stats = read_statistics(read_yaml(tmp_path / "datastats.yaml"))
     assert stats.shape_median == (12, 10, 8) and stats.label_values == (0, 1, 2) and stats.voxels["1"] == 48
+    datastats["autoseg"]["alike_across"] = [[[1, 2]], [], []]
+    assert read_statistics(datastats).alike_across == (((1, 2),), (), ())
+    del datastats["autoseg"]["alike_across"]  # as versions before wrote it
+    assert read_statistics(datastats).alike_across == ((), (), ())
     plain = {key: value for key, value in datastats.items() if key != "autoseg"}
     assert read_statistics(plain).shape_median == stats.shape_median
 

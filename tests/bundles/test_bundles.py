@@ -110,6 +110,17 @@ def exported(work: Path, target: Path, **given: Any) -> dict[str, Any]:
     return settings
 
 
+def test_labels_that_the_statistics_call_alike_change_places(undeclared: Path, tmp_path: Path) -> None:
+    stats = read_yaml(undeclared / "datastats.yaml")
+    assert stats["autoseg"]["alike_across"] == [[], [], []]
+    assert exported(undeclared, tmp_path / "before")["mirror_pairs"] == []
+    stats["autoseg"]["alike_across"] = [[[1, 3]], [], []]
+    (tmp_path / "data").symlink_to(undeclared.parent / "data")
+    write_yaml(tmp_path / "alike" / "datastats.yaml", stats, versioned=False)
+    assert exported(tmp_path / "alike", tmp_path / "after")["mirror_pairs"] == [[1, 3]]
+    assert exported(tmp_path / "alike", tmp_path / "own", mirror_pairs=[])["mirror_pairs"] == []
+
+
 @pytest.mark.parametrize(
     ("given", "names", "regions"),
     [

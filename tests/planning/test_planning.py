@@ -105,9 +105,15 @@ def test_left_and_right_are_found_by_name(names: dict[int, str], pairs: list[lis
     assert left_right_pairs(names) == pairs
 
 
-def mirroring(names: dict[int, str], pairs: Any, machine: Machine = GPU, **regions: list[int]) -> Plan:
+Across = list[list[list[int]]]
+NOWHERE: Across = [[], [], []]
+
+
+def mirroring(
+    names: dict[int, str], pairs: Any, machine: Machine = GPU, alike: Across = NOWHERE, **regions: list[int]
+) -> Plan:
     plan = Plan({"label_values": [0, *names]})
-    plan_mirroring(plan, names, pairs, machine, regions)
+    plan_mirroring(plan, names, pairs, machine, regions, alike)
     return plan
 
 
@@ -150,6 +156,41 @@ def test_regions_that_name_a_side_are_not_mirrored_into_one_another() -> None:
     assert mirroring(named, [[1, 3], [2, 4]], **one_sided).settings["mirror_axes"] == [0, 1, 2]
 
 
+def test_labels_that_look_alike_on_opposite_sides_change_places() -> None:
+    nodules = {1: "organ", 2: "nodule 1", 3: "nodule 2", 4: "left eye", 5: "right eye"}
+    found = mirroring(nodules, None, alike=[[[2, 3], [4, 5]], [], []])
+    assert (found.settings["mirror_axes"], found.settings["mirror_pairs"]) == ([0, 1, 2], [[4, 5], [2, 3]])
+    reason = "left and right: left eye/right eye; nodule 1/nodule 2 look alike on opposite sides"
+    assert found.reasons["mirror_pairs"] == reason
+    assert mirroring(nodules, None, alike=[[[2, 5], [1, 9]], [], []]).settings["mirror_pairs"] == [[4, 5]]
+    for pairs in ([], [[1, 2]]):
+        own = mirroring(nodules, pairs, alike=[[[2, 3]], [], []])
+        assert own.settings["mirror_pairs"] == pairs and "nodule 2" not in own.reasons["mirror_pairs"]
+
+
+def test_a_name_that_tells_a_side_counts_more_than_the_places() -> None:
+    found = mirroring({1: "left lung", 2: "heart"}, None, alike=[[[1, 2]], [], []])
+    assert (found.settings["mirror_axes"], found.settings["mirror_pairs"]) == ([1, 2], [])
+    unnamed = {1: "class_1", 2: "class_2", 3: "class_3", 4: "class_4"}
+    kidneys: dict[str, list[int]] = {"left kidney": [1, 2], "right kidney": [3, 4]}
+    assert mirroring(unnamed, None, alike=[[[1, 3], [2, 4]], [], []], **kidneys).settings["mirror_axes"] == [0, 1, 2]
+    assert mirroring(unnamed, None, alike=[[[1, 4]], [], []], **kidneys).settings["mirror_axes"] == [1, 2]
+
+
+def test_nothing_is_mirrored_along_other_axes_where_labels_change_places() -> None:
+    names = {1: "anterior", 2: "posterior"}
+    found = mirroring(names, None, alike=[[], [[1, 2]], []])
+    assert (found.settings["mirror_axes"], found.settings["mirror_pairs"]) == ([0, 2], [])
+    why = "a long schedule; not along front-back: anterior/posterior look alike on opposite sides"
+    assert found.reasons["mirror_axes"] == why
+    assert mirroring(names, [], alike=[[], [], [[1, 2]]]).settings["mirror_axes"] == [0, 1]
+    short = mirroring(names, None, CPU, alike=[[], [[1, 2]], []])
+    assert (short.settings["mirror_axes"], short.reasons["mirror_axes"]) == ([0], "a short schedule")
+    planes = Plan({"label_values": [0, 1, 2], "slice_axis": 2})
+    plan_mirroring(planes, names, None, GPU, None, [[], [[1, 2]], [[1, 2]]])
+    assert planes.settings["mirror_axes"] == [0] and "up-down" not in planes.reasons["mirror_axes"]
+
+
 def test_small_patches_come_many_at_a_time() -> None:
     rule = PatchRule(levels=3, voxels_cpu=64**3, smallest_batch=2, largest_batch=8)
     batches = [plan_batch(Patch((n, n, n), 3, (2, 2, 2)), CPU, rule, 1000.0)[0] for n in (64, 40, 16)]
@@ -167,6 +208,7 @@ def test_monai_plain_statistics_are_enough() -> None:
     summary = {"image_stats": image, "image_foreground_stats": {"intensity": intensity}, "n_cases": 7}
     stats = read_statistics({"stats_summary": {**summary, "label_stats": {"labels": [0, 1, 3]}}})
     assert (stats.n_cases, stats.channels, stats.label_values) == (7, 2, (0, 1, 3))
+    assert stats.alike_across == ((), (), ())
     assert plan_family(stats, CPU, ["ct", "ct"], TRAITS).settings["roi_size"]
 
 
