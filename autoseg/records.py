@@ -199,7 +199,7 @@ class Speed:
     """How fast a family is on one slot: seconds until its first step, of a step, of predicting and scoring a case.
 
     `memory`: bytes of the device at the peak of a step (of the process, on a CPU). `shape`: voxels of that case, as the
-    network sees it.
+    network sees it; `fewest`: its seconds in as few windows as there may be (`planning.windows`).
     """
 
     start: float
@@ -207,6 +207,7 @@ class Speed:
     case: float
     memory: int = 0
     shape: tuple[int, ...] = ()
+    fewest: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ SAME_SIDE = 0.9  # of the cases with both, in which one lies on the same side of
 APART = 2.0  # times their spread along the axis: two halves of a ball are 3.1 apart, touching balls 4.5
 ASIDE = 0.67  # times the distance along the axis, at most, along any other: else that one tells them, too
 MIDDLE = 0.25  # times that distance off the middle of all labels is as unlike as a factor of VOLUMES
-VOLUMES = 2.0  # factor between volumes: left and right organs are within 1.5, liver and spleen beyond 5
-SHADE = 1.0  # standard deviations of intensities within a label between the means of the two
+VOLUMES = 1.5  # factor between volumes: left and right organs are within it, liver and spleen beyond 5
+SHADE = 0.5  # standard deviations of intensities within a label between the means of the two
+MOST_LABELS = 200  # that are compared two by two
 HELD = 0.5  # of the cases: more often, a third label lies within one of the two and none within the other
 
 
@@ -47,10 +48,12 @@ def alike_across(reports: Sequence[CaseReport], values: Sequence[int], channels:
     their centres runs along the axis, and neither volume nor the mean of any channel nor a third label within one of
     them tells them apart. Differences are taken within a case, and their median over cases: what differs now this
     way, now that way does not tell. A label has at most one partner an axis, the nearest in all of these and in its
-    distance from the middle of all labels. Too many pairs cost little: a network must tell a few labels by their
-    side. `reports` without `channels` channels, or whose label does not fit the image, do not count.
+    distance from the middle of all labels. Of more than MOST_LABELS none are. `reports` without `channels` channels, or
+    whose label does not fit the image, do not count.
     """
     named = sorted(value for value in values if value > 0)
+    if len(named) > MOST_LABELS:
+        return [[], [], []]
     table = _table(reports, named, channels)
     found = [
         (float(cost), axis, named[a], named[b])

@@ -61,10 +61,16 @@ def bundle_settings(bundle: Path) -> dict[str, Any]:
 
 
 def patch_file(bundle: Path) -> Path:
-    """Says which of `WINDOWS` the weights beside it were scored with, where those are not the bundle's: a `roi_size`
-    where memory ran out for the planned one, the others where a time limit left no time for as many windows.
+    """Says the `WINDOWS` that the weights beside it were scored in, where those are not the bundle's: where memory ran
+    out for the planned patch, a time limit left no time for as many, or others were asked for.
     """
     return bundle / "models" / "patch.json"
+
+
+def scored_windows(bundle: Path) -> dict[str, Any]:
+    """What `patch_file` says, where there is one."""
+    found = read_json(patch_file(bundle)) if patch_file(bundle).is_file() else {}
+    return {key: found[key] for key in WINDOWS if key in found}
 
 
 def validation_folder(bundle: Path) -> Path:

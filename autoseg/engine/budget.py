@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 FIRST_GUESS = 0.1  # of the time, for what comes after the last step, where windows could not be timed
 VALIDATIONS = 10  # where the budget is in steps or seconds, not in epochs
 VALIDATION_SHARE = 0.1  # of a budget in seconds, the last validation apart: fewer of them where they take long
-# with a deadline: so much of the time one may take, and all but the last; annealed weights are best at the end
+# where a deadline alone ends a training: annealed weights are the best ones, and nobody compares it on the way
 ONE_SHARE, DEADLINE_SHARE = 0.025, 0.05
 SCORING = 1.15  # times the windows' share: resampling to the image's grid, Dice, files
 SECONDS_A_CASE = 0.08  # of reading and writing, when a case is scored
@@ -53,13 +53,12 @@ class Budget:
         """Whether a validation that is due scores the network, `seconds` of training being spent.
 
         Where time is limited none does while those before have taken over VALIDATION_SHARE of it, the last one apart.
-        With a deadline that is DEADLINE_SHARE, and there are none at all where one would take over ONE_SHARE: the last
-        weights are scored at once, as predictions are.
+        With a deadline there are none at all where one would take more: the last weights are scored at once, as
+        predictions are. Where nothing but a deadline ends the training, these shares are DEADLINE_SHARE and ONE_SHARE.
         """
         if not self.by_time or not self.shapes:
             return True
-        most = DEADLINE_SHARE if self.settings["deadline"] else VALIDATION_SHARE
-        if not last and progress.validation_seconds > most * seconds:
+        if not last and progress.validation_seconds > self._shares[0] * seconds:
             return False
         return not self.settings["deadline"] or self._has_time(seconds, progress.a_validation(self.windows()))
 
@@ -67,7 +66,13 @@ class Budget:
         """Whether one validation is known to be a small part of all the time there is until the deadline."""
         if validation_seconds is None:
             return False
-        return validation_seconds <= ONE_SHARE * (seconds + self._left())
+        return validation_seconds <= self._shares[1] * (seconds + self._left())
+
+    @property
+    def _shares(self) -> tuple[float, float]:
+        """Of the time, that validations may take but for the last one, and that one may take."""
+        alone = self.steps is None and not self.settings["max_seconds"]
+        return (DEADLINE_SHARE, ONE_SHARE) if alone else (VALIDATION_SHARE, VALIDATION_SHARE)
 
     def _left(self) -> float:
         return max(0.0, float(self.settings["deadline"]) - time.time())
@@ -119,10 +124,10 @@ class Budget:
         return last + scoring_seconds(self.settings, validation_seconds, self.shapes) + ENDING
 
 
-def seconds_of(work: Callable[[], object]) -> float:
+def seconds_of(work: Callable[[], object], times: int = 2) -> float:
     """What a work takes: the second time, for the first one is slow; that one if it took LONG."""
     took = 0.0
-    for _ in range(2):
+    for _ in range(times):
         before = time.monotonic()
         work()
         took = time.monotonic() - before

@@ -16,14 +16,14 @@ from monai.bundle import ComponentLocator, ConfigParser
 from monai.data import MetaTensor, get_track_meta, set_track_meta
 from monai.transforms import Compose, Spacingd
 
-from autoseg.bundles.marks import ARCHITECTURE, WINDOWS, architecture_file, is_expression, named_in, patch_file
+from autoseg.bundles.marks import ARCHITECTURE, architecture_file, is_expression, named_in, scored_windows
 from autoseg.bundles.preprocessing import image_item
 from autoseg.datalist import load_datalist, unreadable
 from autoseg.engine.checkpoints import load_checkpoint
 from autoseg.errors import Fault, Faults, InputError, nearest
 from autoseg.planning.patch import NEAR, planar
 from autoseg.records import Case, Datalist
-from autoseg.workspace import read_json, read_keys, read_yaml
+from autoseg.workspace import read_keys, read_yaml
 
 CACHE_VERSION = 2
 
@@ -68,10 +68,7 @@ class Bundle:
         for key in overrides or {}:
             if key not in settings:
                 faults.add(path, key, f"unknown hyper-parameter{nearest(key, settings)}")
-        if patch_file(root).is_file():
-            found = read_json(patch_file(root))
-            settings |= {key: found[key] for key in WINDOWS if key in found}
-        settings |= overrides or {}
+        settings |= {**scored_windows(root), **(overrides or {})}
         if settings.get("search") and architecture_file(root).is_file():
             settings |= dict(zip(ARCHITECTURE, read_keys(architecture_file(root), *ARCHITECTURE), strict=True))
         faults.extend(expressions(settings, path))

@@ -68,7 +68,8 @@ def train(root: Path, override: Mapping[str, Any]) -> None:
         progress = trainer.run()
         ranks.part()
         own = Bundle.load(root).settings
-        if windows := {key: bundle.settings[key] for key in WINDOWS if bundle.settings[key] != own[key]}:
+        windows = {key: bundle.settings[key] for key in WINDOWS}
+        if any(own[key] != value for key, value in windows.items()):
             write_json(patch_file(root), windows)
         facts = {
             "start_seconds": round(until_first_step, 1),
@@ -266,9 +267,9 @@ def _keep_for_inference(bundle: Bundle) -> None:
     own = Bundle.load(bundle.root).settings
     needed = referenced(bundle.settings, read_yaml(bundle.root / "configs" / "network.yaml"))
     needed |= {key: bundle.settings[key] for key in RENDERED}
-    for key in ("overlap", "mirror_axes_inference"):
-        if key == "overlap" or not needed[key]:
-            needed[key] = own[key]
+    needed["overlap"] = own["overlap"]
+    if not needed["mirror_axes_inference"] and all(own[key] == needed[key] for key in ("regions", "mirror_pairs")):
+        needed["mirror_axes_inference"] = own["mirror_axes_inference"]
     if any(own[key] != value for key, value in needed.items()):
         write_bundle(bundle.root, {**own, **needed})
 

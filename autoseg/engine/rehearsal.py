@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from autoseg.bundles.marks import bundle_settings
 from autoseg.engine.budget import seconds_of
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.memory import used_memory
 from autoseg.engine.predictor import Predictor
 from autoseg.engine.trainer import Trainer
+from autoseg.planning.windows import LEVELS, fewer_windows, passes
 from autoseg.records import Speed
 
 SECONDS = 4.0  # of steps
@@ -22,14 +26,26 @@ SCORING = 0.03  # seconds: writing a case, and its Dice
 
 
 def measure(root: Path, seconds: float = SECONDS) -> Speed:
-    """Train the bundle at `root` for about `seconds` and predict one case. Its files stay as they are."""
-    trainer = Trainer(Bundle.load(root))
+    """Train the bundle at `root` for about `seconds`, predict one case in all and in the fewest windows.
+
+    Its files stay as they are; the windows that weights of before were scored in do not count.
+    """
+    planned = bundle_settings(root)
+    trainer = Trainer(Bundle.load(root, {key: planned[key] for key in ("overlap", "mirror_axes_inference")}))
     start = time.time() - psutil.Process().create_time()
     steps = trainer.rehearse(seconds, MOST_STEPS)
-    memory, bundle = used_memory(trainer.device), trainer.bundle
+    memory, bundle, network = used_memory(trainer.device), trainer.bundle, trainer.network.eval()
     training, validation = bundle.cases()
-    predictor = Predictor([bundle], trainer.device, networks={bundle.root: trainer.network.eval()})
     case = (validation or training)[0]
-    took = seconds_of(lambda: predictor.predict(case, keep=True))
-    counted, shape = steps[WARM:] or steps, tuple(bundle.preprocess(case).shape[1:])
-    return Speed(start, statistics.median(counted), took + SCORING, memory, shape)
+
+    def predict(**windows: Any) -> Callable[[], object]:
+        asked = Bundle(bundle.root, {**bundle.settings, **windows})
+        predictor = Predictor([asked], trainer.device, networks={bundle.root: network})
+        return lambda: predictor.predict(case, keep=True)
+
+    took, shape = seconds_of(predict()), tuple(bundle.preprocess(case).shape[1:])
+    fewer, least = fewer_windows(bundle.settings, LEVELS[-1]), took
+    if passes(shape, {**bundle.settings, **fewer}) < passes(shape, bundle.settings):
+        least = seconds_of(predict(**fewer), times=1)
+    counted = steps[WARM:] or steps
+    return Speed(start, statistics.median(counted), took + SCORING, memory, shape, least + SCORING)

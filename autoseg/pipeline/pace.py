@@ -6,12 +6,12 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autoseg.bundles.marks import bundle_settings, is_foreign_bundle
+from autoseg.bundles.marks import bundle_settings, is_foreign_bundle, scored_windows
 from autoseg.config import RunConfig
 from autoseg.devices import THREAD_SCALING, makespan
 from autoseg.engine.budget import SECONDS_A_CASE, VALIDATIONS, budget_steps
@@ -89,7 +89,7 @@ def pace(session: Session, bundles: Sequence[Path], datalist: Datalist) -> Pace:
     speeds = measure(session, ours, datalist) if ours else {}
     candidates = _candidates(session, ours, datalist, speeds) if ours else []
     candidates += _unmeasured([bundle for bundle in trained if bundle not in ours], datalist)
-    ahead = [_ahead(session, trained, datalist, candidates, level) for level in LEVELS]
+    ahead = [_ahead(session, trained, datalist, candidates, level, left) for level in LEVELS]
     choice = _chosen(session, trained, datalist, ahead)
     chosen, taken = among(choice, trained, datalist.num_fold), ahead[choice.windows]
     windows = {b.name: _windows(session, b, choice.windows) for b in chosen if b in ours}
@@ -117,33 +117,47 @@ class _Ahead:
 
 
 def _ahead(
-    session: Session, bundles: Sequence[Path], datalist: Datalist, measured: Sequence[Candidate], level: int
+    session: Session,
+    bundles: Sequence[Path],
+    datalist: Datalist,
+    measured: Sequence[Candidate],
+    level: int,
+    left: Container[str],
 ) -> _Ahead:
+    """`left`: the bundles that are still to be trained; others predict in the windows that they were scored in."""
     assert session.clock is not None
-    first = first_bundles(bundles)
-    candidates = [_in_windows(session, c, first[c.name], level) for c in measured]
+    first, members = first_bundles(bundles), dict[str, Speed]()
+    candidates = []
+    for family in measured:
+        speed = _in_windows(family.speed, first[family.name], _windows(session, first[family.name], level))
+        candidates.append(replace(family, speed=speed))
+        kept = [b for b in bundles if family_of(b) == family.name and b.name not in left]
+        others = [_in_windows(family.speed, b, scored_windows(b)).case for b in kept]
+        members[family.name] = replace(speed, case=max([speed.case, *others]))
     slots = session.training_slots(trainings(session, bundles, datalist))
-    closing, members = _predictions(session, datalist, {c.name: c.speed for c in candidates}, slots)
+    closing, seconds = _predictions(session, datalist, members, slots)
     validating = len(datalist.validation or datalist.training) * sum(c.speed.case for c in candidates)
     selecting = SELECTION_START + min(SELECTION_CASE * validating, SELECTION_SHARE * session.clock.limit)
-    room = Room(session.clock.left, len(slots), closing + selecting, max(members.values()))
-    return _Ahead(candidates, room, members, selecting)
+    room = Room(session.clock.left, len(slots), closing + selecting, max(seconds.values()))
+    return _Ahead(candidates, room, seconds, selecting)
 
 
 def _windows(session: Session, bundle: Path, level: int) -> dict[str, Any]:
     """Hyper-parameters of a bundle's windows at a level, which the user has not set."""
+    if is_foreign_bundle(bundle):
+        return {}
     return fewer_windows(bundle_settings(bundle), level, session.config.said(family_of(bundle)))
 
 
-def _in_windows(session: Session, candidate: Candidate, bundle: Path, level: int) -> Candidate:
-    """A family that predicts in the windows of a level, measured in those planned: what a case takes goes by them."""
-    speed = candidate.speed
-    if not level or not speed.shape:
-        return candidate
-    settings = bundle_settings(bundle)
-    fewer = passes(speed.shape, {**settings, **_windows(session, bundle, level)}) / passes(speed.shape, settings)
-    fixed = min(speed.case, SECONDS_A_CASE)
-    return replace(candidate, speed=replace(speed, case=fixed + fewer * (speed.case - fixed)))
+def _in_windows(speed: Speed, bundle: Path, windows: Mapping[str, Any]) -> Speed:
+    """The speed of a family that predicts in other `windows` than planned: between those that were measured."""
+    if not speed.shape:
+        return speed
+    planned = bundle_settings(bundle)
+    fewest = fewer_windows(planned, LEVELS[-1])
+    least, own, most = (passes(speed.shape, {**planned, **some}) for some in (fewest, windows, {}))
+    share = (own - least) / (most - least) if most > least else 1.0
+    return replace(speed, case=speed.fewest + share * (speed.case - speed.fewest))
 
 
 def _without_foreign(session: Session, bundles: Sequence[Path], ours: list[Path]) -> list[Path]:
@@ -257,6 +271,13 @@ def _chosen(session: Session, bundles: Sequence[Path], datalist: Datalist, ahead
     choice = replace(choice, windows=level)
     write_json(session.workspace.pace_json, {"key": key, "limit": limit, "choice": choice})
     return choice
+
+
+def _windows_share(ahead: _Ahead, choice: Choice | None) -> float | None:
+    if choice is None:
+        return None
+    member = max(ahead.members[name] for name in choice.seconds)
+    return windows_share(ahead.candidates, replace(ahead.room, a_member=member), choice)
 
 
 def kept_choice(workspace: Workspace, key: str) -> Choice | None:

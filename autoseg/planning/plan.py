@@ -207,8 +207,9 @@ def plan_mirroring(
     On a CPU's short schedule only the body's own symmetry is used: on hippocampus, after 260 steps, mirroring along
     left-right alone reached a validation Dice of 0.85 where mirroring along all axes reached 0.80. `pairs` are the
     user's, instead of those that the names tell and, of labels whose names tell none, those that are `alike` (by axis,
-    see Statistics); InputError where they are no labels. A label or region that names a side and has no counterpart
-    forbids the axis. Labels that are alike along another axis forbid that one: nothing changes places along it.
+    see Statistics) and have the same name but for numbers, as labels without names do: aorta and vena cava are told
+    apart by more than their side. InputError where they are no labels. A label or region that names a side and has no
+    counterpart forbids the axis. Alike labels along another axis forbid that one: nothing changes places along it.
     """
     axes, reason = ([0, 1, 2], "a long schedule") if machine.kind == "cuda" else ([0], "a short schedule")
     found = [[int(v) for v in pair] for pair in pairs] if pairs is not None else left_right_pairs(labels)
@@ -217,7 +218,8 @@ def plan_mirroring(
     if faults:
         raise InputError(faults)
     axes = [axis for axis in axes if axis != plan.settings.get("slice_axis")]
-    known = [[list(pair) for pair in some if not pair_faults([pair], plan.settings["label_values"])] for some in alike]
+    values = {int(value) for value in plan.settings["label_values"]} - {0}
+    known = [[[a, b] for a, b in some if {a, b} <= values and _same_but_for_numbers(labels, a, b)] for some in alike]
     alone: list[str] = []
     placed: list[list[int]] = []
     if pairs is None:
@@ -231,6 +233,15 @@ def plan_mirroring(
     told = [f"left and right: {_named(found, labels)}"] if found else []
     told += [f"{_named(placed, labels)} look alike on opposite sides"] if placed else []
     plan.set("mirror_pairs", found + placed, "; ".join(told) or "no labels that differ only in the side")
+
+
+def _same_but_for_numbers(labels: Mapping[int, str], a: int, b: int) -> bool:
+    """Whether two names differ in nothing but words with a digit and letters that stand alone."""
+    one, other = (
+        [word for word in _words(labels.get(value, "")) if len(word) > 1 and not any(map(str.isdigit, word))]
+        for value in (a, b)
+    )
+    return one == other
 
 
 def _named(pairs: Sequence[Sequence[int]], labels: Mapping[int, str]) -> str:

@@ -28,15 +28,17 @@ def fewer_windows(settings: Mapping[str, Any], level: int, said: Container[str] 
 
 
 def level_within(shares: Sequence[float | None]) -> int:
-    """The first level whose windows take no more than their share of the time, None where nothing is worth training.
+    """The first level whose windows take no more than their share of the time, the last one where none does.
 
-    The last one where none does.
+    Of those that take as much as one before, the first. None: nothing is worth training at a level.
     """
-    for level, most in enumerate(MOST_SHARES):
-        share = shares[level]
+    level = LEVELS[-1]
+    for number, most in enumerate(MOST_SHARES):
+        share = shares[number]
         if share is not None and share <= most:
-            return level
-    return LEVELS[-1]
+            level = number
+            break
+    return level if shares[level] is None else shares.index(shares[level])
 
 
 def passes(shape: Sequence[int], settings: Mapping[str, Any]) -> int:

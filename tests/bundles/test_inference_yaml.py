@@ -79,7 +79,6 @@ def test_it_mirrors_as_the_engine(bundle_of_family: BundleOf, odd_path: Path) ->
 def test_it_takes_the_windows_that_the_weights_were_scored_with(bundle_of_family: BundleOf, odd_path: Path) -> None:
     fewer = {"overlap": 0.25, "mirror_axes_inference": []}
     root = bundle_of_family("segresnet", "channels", num_iterations=40, overlap=0.5, mirror_axes_inference=[0])
-    (root / "models").mkdir(exist_ok=True)
     write_json(patch_file(root), fewer)
     assert {key: Bundle.load(root).settings[key] for key in fewer} == fewer
     parser = ConfigParser({**read_yaml(root / "configs" / "inference.yaml"), "bundle_root": str(root)})

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from autoseg.bundles.marks import patch_file
 from autoseg.engine import precision as of_engine
+from autoseg.engine import rehearsal
 from autoseg.engine.bundle import Bundle
+from autoseg.engine.predictor import Predictor
 from autoseg.engine.rehearsal import measure
 from autoseg.engine.trainer import Hook, Trainer
 from autoseg.errors import InputError
+from autoseg.workspace import write_json
 
 MakeBundle = Callable[..., Path]
 
@@ -105,6 +110,25 @@ def test_a_rehearsal_leaves_no_trace(make_bundle: MakeBundle) -> None:
     speed = measure(root, seconds=0.1)
     assert sorted(str(path) for path in root.rglob("*")) == before
     assert min(speed.start, speed.step, speed.case, speed.memory) > 0
+
+
+def test_a_rehearsal_predicts_in_the_planned_windows_and_in_the_fewest(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those in which weights of before were scored do not count."""
+    root = make_bundle(overlap=0.5, mirror_axes_inference=[0])
+    write_json(patch_file(root), {"roi_size": [16, 16, 16], "overlap": 0.1, "mirror_axes_inference": []})
+    asked = list[tuple[float, list[int]]]()
+
+    class Watched(Predictor):
+        def __init__(self, bundles: Sequence[Bundle], *given: Any, **more: Any):
+            asked.append((bundles[0].settings["overlap"], bundles[0].settings["mirror_axes_inference"]))
+            super().__init__(bundles, *given, **more)
+
+    monkeypatch.setattr(rehearsal, "Predictor", Watched)
+    speed = measure(root, seconds=0.1)
+    assert asked == [(0.5, [0]), (0.25, [])]
+    assert len(speed.shape) == 3 and speed.fewest > 0
 
 
 def test_unknown_overrides_are_refused_together_with_the_nearest(make_bundle: MakeBundle) -> None:

@@ -177,11 +177,29 @@ def test_a_name_that_tells_a_side_counts_more_than_the_places() -> None:
     assert mirroring(unnamed, None, alike=[[[1, 4]], [], []], **kidneys).settings["mirror_axes"] == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("class_1", "class_2", True),
+        ("vertebraL1", "vertebraL5", True),
+        ("1", "2", True),
+        ("Lobe A", "lobe-b", True),
+        ("aorta", "vena cava", False),
+        ("anterior", "posterior", False),
+        ("upper tooth 1", "lower tooth 1", False),
+    ],
+)
+def test_names_of_their_own_say_that_labels_are_told_by_more_than_their_side(one: str, other: str, same: bool) -> None:
+    found = mirroring({1: one, 2: other}, None, alike=[[[1, 2]], [[1, 2]], []]).settings
+    assert found["mirror_pairs"] == ([[1, 2]] if same else [])
+    assert found["mirror_axes"] == ([0, 2] if same else [0, 1, 2])
+
+
 def test_nothing_is_mirrored_along_other_axes_where_labels_change_places() -> None:
-    names = {1: "anterior", 2: "posterior"}
+    names = {1: "lobe 1", 2: "lobe 2"}
     found = mirroring(names, None, alike=[[], [[1, 2]], []])
     assert (found.settings["mirror_axes"], found.settings["mirror_pairs"]) == ([0, 2], [])
-    why = "a long schedule; not along front-back: anterior/posterior look alike on opposite sides"
+    why = "a long schedule; not along front-back: lobe 1/lobe 2 look alike on opposite sides"
     assert found.reasons["mirror_axes"] == why
     assert mirroring(names, [], alike=[[], [], [[1, 2]]]).settings["mirror_axes"] == [0, 1]
     short = mirroring(names, None, CPU, alike=[[], [[1, 2]], []])

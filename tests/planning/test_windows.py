@@ -36,3 +36,5 @@ def test_the_level_is_the_first_that_leaves_time_for_training() -> None:
     assert level_within([first + 0.01, second, 0.0]) == 1
     assert level_within([0.6, second + 0.01, 0.3]) == 2
     assert level_within([None, None, 0.3]) == level_within([None, None, None]) == 2
+    assert level_within([second, second, 0.0]) == 0, "less overlap that saves nothing is none"
+    assert level_within([0.6, 0.4, 0.4]) == 1
