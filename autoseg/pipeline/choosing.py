@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from autoseg.bundles.marks import bundle_weights, validation_folder
-from autoseg.devices import THREAD_SCALING
+from autoseg.devices import PREDICTING_SCALING
 from autoseg.engine.combination import Combination
 from autoseg.ensemble.doubt import fit_doubt
 from autoseg.ensemble.members import AUTO, LeftOut, choose_members, fit_members, standing
@@ -323,7 +323,7 @@ def _seconds_a_case(session: Session, datalist: Datalist, entries: Sequence[Lead
     """By family, what a network of it took to predict a validation case, as the whole machine would."""
     bundles = [session.workspace.root / entry.name for entry in entries]
     slot = session.training_slots(trainings(session, bundles, datalist))[0]
-    faster = 1.0 if session.devices.gpus else (session.devices.cores / slot.cpus) ** THREAD_SCALING
+    faster = 1.0 if session.devices.gpus else (session.devices.cores / slot.cpus) ** PREDICTING_SCALING
     taken: dict[str, list[float]] = {}
     for entry, bundle in zip(entries, bundles, strict=True):
         with contextlib.suppress(InputError, KeyError, TypeError):

@@ -13,7 +13,7 @@ from typing import Any
 
 from autoseg.bundles.marks import bundle_settings, is_foreign_bundle, scored_windows
 from autoseg.config import RunConfig
-from autoseg.devices import THREAD_SCALING, makespan
+from autoseg.devices import PREDICTING_SCALING, makespan
 from autoseg.engine.budget import SECONDS_A_CASE, VALIDATIONS, budget_steps
 from autoseg.errors import Fault, InputError
 from autoseg.execution.results import is_done, read_result
@@ -231,7 +231,7 @@ def prediction_seconds(
     fixed = (start if cases else 0.0) + SECONDS_A_CASE * len(cases) + SECONDS_A_SCORE * labelled / cores
     if session.devices.gpus:
         return fixed, math.ceil(len(cases) / len(session.slots(len(cases))))
-    return fixed, len(cases) / (cores / slots[0].cpus) ** THREAD_SCALING
+    return fixed, len(cases) / (cores / slots[0].cpus) ** PREDICTING_SCALING
 
 
 def _chosen(session: Session, bundles: Sequence[Path], datalist: Datalist, ahead: Sequence[_Ahead]) -> Choice:

@@ -6,8 +6,10 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +21,7 @@ from autoseg.engine.predictor import Predictor
 from autoseg.engine.rehearsal import measure
 from autoseg.engine.trainer import Hook, Trainer
 from autoseg.errors import InputError
+from autoseg.records import Case
 from autoseg.workspace import write_json
 
 MakeBundle = Callable[..., Path]
@@ -110,6 +113,17 @@ def test_a_rehearsal_leaves_no_trace(make_bundle: MakeBundle) -> None:
     speed = measure(root, seconds=0.1)
     assert sorted(str(path) for path in root.rglob("*")) == before
     assert min(speed.start, speed.step, speed.case, speed.memory) > 0
+
+
+def test_a_rehearsal_predicts_the_case_whose_windows_are_nearest_to_the_mean() -> None:
+    sizes = {"small": 16, "typical": 40, "large": 48}  # 1, 64 and 125 windows
+    cases = [Case(name, (f"{name}.nii",)) for name in sizes]
+    shown = [SimpleNamespace(id=name, label=np.zeros((n, n, n))) for name, n in sizes.items()]
+    settings = {"roi_size": [16, 16, 16], "overlap": 0.5, "mirror_axes_inference": []}
+    bundle = SimpleNamespace(cases=lambda: ((Case("other", ("o.nii",)),), tuple(cases)))
+    for validated, of_all in ((shown, []), ([], shown)):
+        trainer: Any = SimpleNamespace(validation=validated, training=of_all, settings=settings, bundle=bundle)
+        assert rehearsal._typical(trainer) == (cases[1], (40, 40, 40))
 
 
 def test_a_rehearsal_predicts_in_the_planned_windows_and_in_the_fewest(
