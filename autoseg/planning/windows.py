@@ -1,7 +1,7 @@
 """The windows in which volumes are predicted: how many there are, and with how few of them where time is short. Pure.
 
 Measured by cross-validation of networks of 5 minutes (see `benchmarks/windows.py`): half the windows, which overlap by
-a quarter instead of a half, cost 0.001 of Dice; half of those again, not mirrored, cost 0.001 to 0.007.
+a quarter instead of a half, cost up to 0.001 of Dice; half of those again, not mirrored, cost 0.001 to 0.007.
 """
 
 from __future__ import annotations
