@@ -16,13 +16,14 @@ from statistics import fmean
 import fire
 from scores import paired
 
+from autoseg.bundles.marks import bundle_settings
 from autoseg.devices import torch_device
 from autoseg.engine.bundle import Bundle
 from autoseg.engine.classes import Classes
 from autoseg.engine.predictor import Predictor
 from autoseg.evaluation import mean_dice, onto_grid_of
 from autoseg.planning.windows import LEVELS, fewer_windows
-from autoseg.workspace import Workspace, read_json, read_yaml
+from autoseg.workspace import Workspace, read_json
 
 
 def main(work_dir: str, most: int = 29) -> None:
@@ -31,7 +32,7 @@ def main(work_dir: str, most: int = 29) -> None:
     board = [entry for entry in read_json(workspace.leaderboard_json)["entries"] if entry["status"] == "done"]
     for name in sorted(f"{entry['algo']}_{entry['fold']}" for entry in board):
         root = workspace.root / name
-        planned = read_yaml(root / "configs" / "hyper_parameters.yaml")
+        planned = bundle_settings(root)
         if not Bundle.load(root).cases()[1]:
             continue
         all_windows: list[float] = []

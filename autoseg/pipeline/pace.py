@@ -254,9 +254,7 @@ def _chosen(session: Session, bundles: Sequence[Path], datalist: Datalist, ahead
         return choose(there.candidates, folds, room, named=named, all_folds=all_folds, refit=refit)
 
     found = [chosen_in(there) for there in ahead]
-    level = level_within(
-        [windows_share(a.candidates, a.room, c) if c else None for a, c in zip(ahead, found, strict=True)]
-    )
+    level = level_within([_windows_share(there, choice) for there, choice in zip(ahead, found, strict=True)])
     choice = found[level]
     if choice is None:
         there = ahead[level]
@@ -274,6 +272,7 @@ def _chosen(session: Session, bundles: Sequence[Path], datalist: Datalist, ahead
 
 
 def _windows_share(ahead: _Ahead, choice: Choice | None) -> float | None:
+    """What windows take of the time, by the families that are chosen: a slow one that is left out does not count."""
     if choice is None:
         return None
     member = max(ahead.members[name] for name in choice.seconds)

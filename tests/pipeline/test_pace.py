@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,14 @@ def test_windows_are_judged_by_the_families_that_are_chosen(make_bundle: MakeBun
     alone = pace._windows_share(there, choice)
     there.members["slow"] = 1000.0
     assert pace._windows_share(there, choice) == alone and pace._windows_share(there, None) is None
+
+
+def test_a_slow_family_that_is_left_out_costs_no_windows(make_bundle: MakeBundle, session: Session) -> None:
+    bundles = [make_bundle(**MIRRORED), make_bundle(name="slow_0", **MIRRORED)]
+    quick = Candidate("segresnet", Speed(5.0, 0.5, 3.0, shape=(48, 48, 48), fewest=1.0), 1000, 3000, 3, share=3.0)
+    slow = Candidate("slow", Speed(5.0, 0.5, 30.0, shape=(48, 48, 48), fewest=10.0), 1000, 3000, 3)
+    datalist, left = replace(load_datalist(session.config.datalist), num_fold=1), {"segresnet_0", "slow_0"}
+    session.workspace.create()
+    ahead = [pace._ahead(session, bundles, datalist, [quick, slow], level, left) for level in LEVELS]
+    choice = pace._chosen(session, bundles, datalist, ahead)
+    assert list(choice.seconds) == ["segresnet"] and (choice.folds, choice.windows) == (1, 0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.bundles.marks import patch_file
+from autoseg.bundles.marks import bundle_settings, patch_file
 from autoseg.config import load_config
 from autoseg.config.keys import READERS
 from autoseg.demo import make_demo_data
@@ -16,9 +16,8 @@ from autoseg.errors import InputError
 from autoseg.pipeline import run
 from autoseg.planning import windows
 from autoseg.records import Event
-from autoseg.workspace import read_json, read_yaml
+from autoseg.workspace import read_json
 
-HYPER_PARAMETERS = Path("configs", "hyper_parameters.yaml")
 SMALL = {"init_filters": 8, "blocks_down": [1, 1, 1], "dsdepth": 2, "roi_size": [32, 32, 24]}
 
 
@@ -50,7 +49,7 @@ def test_a_limit_that_is_too_short_is_refused_with_the_least_and_a_longer_one_is
     assert all(entry.steps > 0 for entry in result.leaderboard)
     assert [e for e in events if "predictions in windows that overlap by 25% and are not mirrored" in e.message]
     for bundle in (odd_path / "w" / entry.name for entry in result.leaderboard):
-        fewer, planned = {"overlap": 0.25, "mirror_axes_inference": []}, read_yaml(bundle / HYPER_PARAMETERS)
+        fewer, planned = {"overlap": 0.25, "mirror_axes_inference": []}, bundle_settings(bundle)
         assert read_json(patch_file(bundle)).items() >= fewer.items()
         assert (planned["overlap"], planned["mirror_axes_inference"]) == (0.5, [0]), "what is planned stays"
 
