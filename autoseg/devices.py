@@ -30,7 +30,7 @@ CGROUP = Path("/sys/fs/cgroup")
 # Speed of one training step grows about as threads ** 0.55 (SegResNetDS of 8 filters, bf16, one patch of 32x48x32: 1.5
 # times as fast with two as with one, the middle of four pairs), so jobs side by side beat one job on all cores.
 THREAD_SCALING = 0.55
-PREDICTING_SCALING = 0.65  # of predictions: two threads are 1.6 (two labels, 54 windows) to 1.8 times as fast as one
+PREDICTING_SCALING = 0.5  # of predictions: two threads are 1.3 (six networks) to 1.8 times (54 windows) as fast as one
 MIN_MEMORY_A_JOB = 3 * 2**30
 SHARED_MEMORY = 0.85  # of a GPU's memory for the jobs side by side on it: the rest is lost between their blocks
 CONTEXT_MEMORY = 768 * 2**20  # bytes that CUDA and its libraries take for every process, unseen by torch's allocator

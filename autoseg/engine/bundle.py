@@ -20,6 +20,7 @@ from autoseg.bundles.marks import ARCHITECTURE, architecture_file, is_expression
 from autoseg.bundles.preprocessing import image_item
 from autoseg.datalist import load_datalist, unreadable
 from autoseg.engine.checkpoints import load_checkpoint
+from autoseg.engine.geometry import without_shear
 from autoseg.errors import Fault, Faults, InputError, nearest
 from autoseg.planning.patch import NEAR, planar
 from autoseg.records import Case, Datalist
@@ -133,8 +134,9 @@ class Bundle:
     def preprocessed(self, case: Case, with_label: bool = False) -> dict[str, MetaTensor]:
         """The image, and perhaps the label, of a case as the network sees them.
 
-        Where cases are not resampled, one of their spacing is not passed through MONAI's resampling: that would remove
-        shear from its affine. A training turns off that tensors know their affine: here they do.
+        A sheared image is resampled along its own axes, as if they stood at right angles. Where cases are not
+        resampled, one of their spacing is not passed through MONAI's resampling. A training turns off that tensors know
+        their affine: here they do.
         """
         steps, tracked = self.preprocessing(with_label), get_track_meta()
         last = len(steps.transforms) - 1
@@ -143,6 +145,8 @@ class Bundle:
         set_track_meta(True)
         try:
             data: dict[str, MetaTensor] = steps(self.item(case, with_label), end=last)
+            for key in ["image", "label"][: 1 + with_label]:  # the crop has left its corners beside them
+                without_shear(data[key])
             target = np.asarray(self.settings["resample_to_spacing"], float)
             near = np.abs(np.asarray(data["image"].pixdim) / target - 1) <= NEAR
             return data if may_stay and near.all() else steps(data, start=last)

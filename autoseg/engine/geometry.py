@@ -13,6 +13,7 @@ from monai.data.utils import to_affine_nd
 
 TOLERANCE = 1e-3  # voxels: a coordinate this near a whole one is meant to be it
 SHEAR = 0.5  # voxels of the network, from one end of the image to the other, that its axes may diverge: headers round
+ROUNDED = 1e-4  # cosine of an angle that is meant to be right
 Outside = Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]
 OUTSIDE = 0.5 + TOLERANCE  # voxels beyond the border of the network's grid that still take its edge value
 
@@ -22,6 +23,34 @@ def file_grid(image: MetaTensor) -> tuple[npt.NDArray[np.float64], list[int]]:
     affine = to_affine_nd(3, np.asarray(image.meta.get("original_affine", np.eye(4)), float))
     shape = [int(n) for n in np.asarray(image.meta["spatial_shape"])[:3]]
     return np.asarray(affine), [*shape, 1][:3]
+
+
+def straightened(affine: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """An affine [4, 4] whose axes stand at right angles, for one of a gantry's tilt, say, whose do not.
+
+    Voxels keep their sides, axes turn as little as may be (polar decomposition), the first voxel stays where it is.
+    What is at right angles, but for what headers round, is returned as it is.
+    """
+    whole: npt.NDArray[np.float64] = np.asarray(affine, float)
+    sides = np.linalg.norm(whole[:3, :3], axis=0)
+    directions = whole[:3, :3] / sides
+    if np.abs(directions.T @ directions - np.eye(3)).max() < ROUNDED:
+        return whole
+    left, _, right = np.linalg.svd(directions)
+    straight = np.array(whole)
+    straight[:3, :3] = left @ right * sides
+    return straight
+
+
+def without_shear(image: MetaTensor) -> None:
+    """Move an image, which may have been turned and cropped since it was loaded, to its file's straightened grid.
+
+    Its voxels stay as they are. Resampling along its axes then has a way back, which a sheared one has not.
+    """
+    affine, _ = file_grid(image)
+    straight = straightened(affine)
+    if not np.array_equal(straight, affine):
+        image.affine = torch.as_tensor(straight @ np.linalg.inv(affine) @ image.affine.numpy())
 
 
 def longest_axis(affine: npt.ArrayLike, shape: Sequence[int]) -> int:
@@ -76,7 +105,7 @@ class AxisMap:
         if sorted(axes) != [0, 1, 2] or (np.abs(rest) @ np.asarray(original_shape[:3], float)).max() > SHEAR:
             raise ValueError(
                 "the network's grid is rotated or sheared against the image's, so there is no way back: "
-                "preprocessing must keep the axes, and the image's affine must have no shear"
+                "preprocessing must keep the image's axes"
             )
         offsets = matrix[axes, 3]
         return cls(

@@ -22,7 +22,7 @@ from autoseg.engine.classes import Classes
 from autoseg.engine.combination import Combination, post_processed
 from autoseg.engine.expected import ExpectedDice, uncertainty
 from autoseg.engine.foreign import ForeignBundle
-from autoseg.engine.geometry import AxisMap, file_grid, longest_axis
+from autoseg.engine.geometry import AxisMap, file_grid, longest_axis, straightened
 from autoseg.engine.memory import with_less
 from autoseg.engine.out_of_fold import LEAST, Collector
 from autoseg.engine.precision import autocast_for
@@ -172,7 +172,7 @@ class Predictor:
                     image, key = members[0].preprocess(case), self._preprocessing[members[0].root]
                 affine, shape = file_grid(image)
                 chunk_axis = longest_axis(affine, shape)
-                grid = AxisMap.between(image.affine.numpy(), image.shape[1:], affine, shape, chunk_axis)
+                grid = AxisMap.between(image.affine.numpy(), image.shape[1:], straightened(affine), shape, chunk_axis)
                 weight = len(members) * self._weight(members[0])
                 answers.append(Answer(self._streamed(number, image, grid.stream_axis), grid, weight))
             del image

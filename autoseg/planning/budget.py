@@ -11,10 +11,12 @@ from autoseg.planning.plan import BY_USER, Plan
 from autoseg.records import Speed
 
 LEAST_STEPS = 40  # with fewer a network has learned nothing that could be called a result
-FOLD_STEPS, FOLD_SHARE = 300, 0.5  # steps, and share of those planned, that each fold gets before there is another
-ALL_SHARE = 1.0  # of the planned steps, that each network gets before a round is begun for those beyond the folds
+# steps, and share of those that are enough, that each network gets before another round over the slots is begun: three
+# times the steps give more than three networks do (docs/ensemble.md)
+FOLD_STEPS, FOLD_SHARE = 300, 0.5
+ALL_SHARE = 1.0  # the same, where a round is begun for networks beyond the folds
 LEAST_FOLDS = 2  # before there are networks on all cases: they show one another's collapse, and how good all are
-CPU_SHARE = 3.0  # times its planned steps, which are few on a CPU, that the first family gets before there is another
+CPU_SHARE = 3.0  # times its planned steps, which are few on a CPU, that are enough for a family
 UNKNOWN_STEPS = 10**9  # of a family that cannot be measured
 VALIDATING = 1.2  # times the steps' time: validations while training, and the last one (engine/budget.py)
 HALVINGS = 40  # of a span of time: far under a millisecond is left
@@ -87,7 +89,7 @@ class Candidate:
     """A family that could be trained: its speed on one slot, how many steps a fold is planned to take, its share.
 
     A `speed` of 0 s a step is of one that cannot be measured: it makes as many steps as are wanted. `cases`: that a
-    fold has to score in the end. `enough`: steps a fold after which another family gives more.
+    fold has to score in the end. `enough`: steps a network after which another network, or family, gives more.
     """
 
     name: str
@@ -210,7 +212,7 @@ def _networks(first: Candidate, folds: int, most: int, at_a_time: int, shared: C
         if n <= one_round:
             return LEAST_STEPS
         share = FOLD_SHARE if n <= begun else ALL_SHARE
-        return max(FOLD_STEPS, int(share * first.steps))
+        return max(FOLD_STEPS, int(share * first.enough))
 
     full = [n for n in range(most, 0, -1) if n == most or n <= one_round or n % one_round == 0]
     return next((n for n in full if min(shared(n).steps.values()) >= asked(n)), 1)

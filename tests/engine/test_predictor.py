@@ -164,6 +164,35 @@ def test_label_maps_keep_the_geometry_and_the_label_values(trained: list[Bundle]
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["x.nii.gz"]
 
 
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "ASR"])
+def test_a_tilted_gantry_shears_no_answer(make_bundle: MakeBundle, tmp_path: Path, codes: str) -> None:
+    """Resampled along its own axes, a sheared image is what its voxels are at right angles."""
+    bundle = Bundle.load(make_bundle(resample=True, resample_to_spacing=[1.3, 1.3, 1.3]))
+    save_checkpoint(bundle.weights, bundle.network().state_dict())
+    case = bundle.datalist().testing[0]
+    image, label = (nib.load(str(path)) for path in (case.image[0], case.label))
+    shear = np.eye(4)
+    shear[1, 2] = 0.4
+    upright = oblique_free_affine(codes, (1.0, 1.1, 2.0), image.shape)
+    sheared = shear @ upright
+    sides = np.linalg.norm(sheared[:3, :3], axis=0) / np.linalg.norm(upright[:3, :3], axis=0)
+    seen, written = {}, {}
+    for name, affine in (("straight", upright @ np.diag([*sides, 1.0])), ("sheared", sheared)):
+        paths = [str(tmp_path / f"{name}_{part}.nii.gz") for part in ("image", "label")]
+        for source, path in zip((image, label), paths, strict=True):
+            nib.save(nib.Nifti1Image(np.asarray(source.dataobj), affine), path)
+        put = Case(name, (paths[0],), paths[1])
+        seen[name] = bundle.preprocessed(put, with_label=True)
+        Predictor([bundle], CPU).write(put, tmp_path / f"{name}.nii.gz")
+        written[name] = nib.load(tmp_path / f"{name}.nii.gz")
+    assert np.allclose(written["sheared"].affine, sheared)
+    for key in ("image", "label"):
+        assert seen["sheared"][key].shape == seen["straight"][key].shape
+        assert torch.allclose(*(seen[name][key].as_tensor() for name in seen), atol=1e-3)
+    labels = [np.asarray(one.dataobj) for one in written.values()]
+    assert labels[0].shape == image.shape and (labels[0] == labels[1]).mean() > 0.999
+
+
 def test_mean_and_vote(trained: list[Bundle]) -> None:
     case = trained[0].datalist().testing[0]
     each = [Predictor([b], CPU).probabilities(case)[0] for b in trained]
