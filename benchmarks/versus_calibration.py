@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scores import paired
-from versus_nnunet import KINDS, command, environment, question
+from versus_nnunet import KINDS, NnUNet, question
 
 from autoseg.datalist import load_datalist
-from autoseg.devices import available_cores, torch_device
+from autoseg.devices import torch_device
 from autoseg.engine.combination import Combination
 from autoseg.engine.foreign import open_bundle
 from autoseg.engine.predictor import Predictor
@@ -48,12 +48,11 @@ def main() -> int:
     given = parser.parse_args()
     home = given.work_dir.absolute() / question(given)
     datalist = load_datalist(home / "datalist.json")
-    venv = given.venv or given.work_dir.absolute() / "venv"
     for minutes in given.minutes:
         kept = home / f"calibration_{minutes:g}.json"
         if not kept.is_file():
             ours, plain = by_autoseg(datalist, home / f"autoseg_{minutes:g}" / "run")
-            theirs = by_nnunet(datalist, home / f"nnunet_{minutes:g}", venv)
+            theirs = by_nnunet(datalist, NnUNet(home, home / f"nnunet_{minutes:g}", datalist, given))
             write_json(kept, errors(datalist, {"autoseg": ours, "without temperature": plain, "nnunet": theirs}))
         print(line(minutes, read_json(kept)), flush=True)
     return 0
@@ -72,17 +71,11 @@ def by_autoseg(datalist: Datalist, work_dir: Path) -> tuple[Foreground, Foregrou
     return found[0], found[1]
 
 
-def by_nnunet(datalist: Datalist, folder: Path, venv: Path) -> Foreground:
+def by_nnunet(datalist: Datalist, nnunet: NnUNet) -> Foreground:
     """By its own command, with `--save_probabilities`."""
-    target = folder / "probabilities"
+    target = nnunet.folder / "probabilities"
     shutil.rmtree(target, ignore_errors=True)
-    cores = str(available_cores())
-    folders = {f"nnUNet_{part}": str(folder / part) for part in ("raw", "preprocessed", "results")}
-    env = environment(**folders, nnUNet_n_proc_DA=cores, nnUNet_def_n_proc=cores)
-    argv: list[str | Path] = [venv / "bin" / "nnUNetv2_predict", "-d", "1", "-c", "3d_fullres", "-f", "all"]
-    argv += ["-i", folder / "raw" / "Dataset001_versus" / "imagesTs", "-o", target, "--save_probabilities"]
-    argv += ["-device", torch_device().type, "-npp", "1", "-nps", "1"]
-    command(argv, folder / "output.log", env)
+    nnunet.predict(nnunet.images, target, "--save_probabilities")
     found = {}
     for case in datalist.testing:
         with np.load(target / f"{case.id}.npz", allow_pickle=False) as stored:

@@ -38,7 +38,7 @@ from autoseg.datalist import load_datalist, plain_datalist
 from autoseg.demo import make_demo_data
 from autoseg.devices import available_cores, detect_devices, job_environment
 from autoseg.evaluation import evaluate_pairs
-from autoseg.records import Datalist
+from autoseg.records import Case, Datalist
 from autoseg.workspace import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -246,7 +246,7 @@ class NnUNet:
             print(f"  {limit:g} s are too short for nnU-Net's plan and prediction: it gets one iteration", flush=True)
         epochs = max(1, round(iterations / EPOCH))
         training, _ = self._train(epochs, max(1, iterations // epochs))
-        seconds = planning + training + self._predict()
+        seconds = planning + training + self.predict(self.images, self.folder / "predictions")
         return seconds, {"epochs": epochs, "iterations": epochs * max(1, iterations // epochs)}
 
     def _measured(self) -> dict[str, float]:
@@ -257,7 +257,8 @@ class NnUNet:
         self._plan()
         seconds, ends = self._train(1, TRIED)
         iteration = fmean(after - before for before, after in pairwise(ends[2:]))
-        found = {"iteration": iteration, "start": seconds - TRIED * iteration, "predict": self._predict()}
+        found = {"iteration": iteration, "start": seconds - TRIED * iteration, "predict": 0.0}
+        found["predict"] = self.predict(self.images, self.folder / "predictions")
         self.folder = own
         return found
 
@@ -278,10 +279,15 @@ class NnUNet:
         seconds = command(argv, self.folder / "output.log", self._environment())
         return seconds, json.loads(times.read_text("utf-8"))
 
-    def _predict(self) -> float:
-        argv = [self.bin / "nnUNetv2_predict", "-d", "1", "-c", "3d_fullres", "-f", "all"]
-        argv += ["-i", self.folder / "raw" / "Dataset001_versus" / "imagesTs", "-o", self.folder / "predictions"]
-        argv += ["-device", self.device, "-npp", "1", "-nps", "1"]
+    @property
+    def images(self) -> Path:
+        """The unseen ones."""
+        return self.folder / "raw" / "Dataset001_versus" / "imagesTs"
+
+    def predict(self, images: Path, target: Path, *more: str) -> float:
+        """Predict a folder by what is trained; seconds."""
+        argv = [self.bin / "nnUNetv2_predict", "-d", "1", "-c", "3d_fullres", "-f", "all", "-i", images, "-o", target]
+        argv += ["-device", self.device, "-npp", "1", "-nps", "1", *more]
         return command(argv, self.folder / "output.log", self._environment())
 
 
@@ -298,12 +304,9 @@ def install(venv: Path, log: Path) -> None:
 def raw(datalist: Datalist, folder: Path) -> None:
     """The cases as nnU-Net's raw folder: links, no copies; label values without gaps."""
     home = folder / "Dataset001_versus"
-    for part in ("imagesTr", "labelsTr", "imagesTs"):
-        (home / part).mkdir(parents=True)
+    (home / "labelsTr").mkdir(parents=True)
     for images, cases in (("imagesTr", datalist.training), ("imagesTs", datalist.testing)):
-        for case in cases:
-            for number, path in enumerate(case.image):
-                (home / images / f"{case.id}_{number:04d}.nii.gz").symlink_to(path)
+        linked(cases, home / images)
     for case in datalist.training:
         (home / "labelsTr" / f"{case.id}.nii.gz").symlink_to(str(case.label))
     if sorted(datalist.labels) != list(range(1, 1 + len(datalist.labels))):
@@ -312,6 +315,15 @@ def raw(datalist: Datalist, folder: Path) -> None:
     labels = {"background": 0, **{name: value for value, name in datalist.labels.items()}}
     described = {"channel_names": channels, "labels": labels, "file_ending": ".nii.gz"}
     (home / "dataset.json").write_text(json.dumps({**described, "numTraining": len(datalist.training)}), "utf-8")
+
+
+def linked(cases: Sequence[Case], folder: Path) -> Path:
+    """A folder of links to the images, named as nnU-Net has it."""
+    folder.mkdir(parents=True)
+    for case in cases:
+        for number, path in enumerate(case.image):
+            (folder / f"{case.id}_{number:04d}.nii.gz").symlink_to(path)
+    return folder
 
 
 def scored(datalist: Datalist, predictions: Path) -> list[dict[str, Any]]:
