@@ -12,7 +12,7 @@ from autoseg.records import Speed
 
 LEAST_STEPS = 40  # with fewer a network has learned nothing that could be called a result
 # steps, and share of those that are enough, that each network gets before another round over the slots is begun: three
-# times the steps give more than three networks do (docs/ensemble.md)
+# times the steps gave no less than three times the networks, which take longer to predict (docs/ensemble.md)
 FOLD_STEPS, FOLD_SHARE = 300, 0.5
 ALL_SHARE = 1.0  # the same, where a round is begun for networks beyond the folds
 LEAST_FOLDS = 2  # before there are networks on all cases: they show one another's collapse, and how good all are
