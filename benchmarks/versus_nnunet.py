@@ -101,8 +101,7 @@ def main() -> int:
     asked = [(tool, minutes) for minutes in given.minutes for tool in given.tools]
     if not given.show and not run_all(given, asked, keep):
         return 1
-    kept = {pair: keep / f"{pair[0]}_{pair[1]:g}.json" for pair in asked}
-    print_table({pair: read_json(path) for pair, path in kept.items() if path.is_file()})
+    print_kept(asked, keep)
     return 0
 
 
@@ -349,6 +348,12 @@ def row(tool: str, minutes: float, result: Mapping[str, Any]) -> str:
     far = f"{fmean(distances):.2f}" if distances else ""
     dice = " | ".join(f"{value:.4f}" for value in [*classes, fmean(dice_by_case(rows).values())])
     return f"| {minutes:g} | {tool} | {dice} | {far}{missed} | {used} |"
+
+
+def print_kept(asked: Sequence[tuple[str, float]], keep: Path) -> None:
+    """The table of what a folder keeps of what is asked."""
+    kept = {pair: keep / f"{pair[0]}_{pair[1]:g}.json" for pair in asked}
+    print_table({pair: read_json(path) for pair, path in kept.items() if path.is_file()})
 
 
 def print_table(found: Mapping[tuple[str, float], Mapping[str, Any]]) -> None:

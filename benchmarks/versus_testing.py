@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hippocampus_data import DATA, missing
-from versus_nnunet import RESULTS, NnUNet, command, environment, linked, print_table, question, scored
+from versus_nnunet import RESULTS, NnUNet, command, environment, linked, print_kept, question, scored
 
 from autoseg.datalist import load_datalist
-from autoseg.records import Case
+from autoseg.records import Case, Datalist
 from autoseg.workspace import read_json, write_json
 
 
@@ -37,30 +37,34 @@ def main() -> int:
     given.data, given.unseen = "hippocampus", "fold"
     home, keep = given.work_dir.absolute() / question(given), given.results / f"{given.data}_listed"
     asked = [(tool, minutes) for minutes in given.minutes for tool in given.tools]
-    if not given.show:
-        if missing(DATA):
-            return 1
-        listed = load_datalist(DATA / "datalist.json")
-        for tool, minutes in asked:
-            folder = home / f"{tool}_{minutes:g}"
-            done, result = folder / "listed.json", folder / "result.json"
-            if not result.is_file() or not read_json(result)["cases"]:
-                print(f"{folder}: nothing is trained there")
-                continue
-            if not done.is_file():
-                images, target = folder / "listed_images", folder / "listed_predictions"
-                for left in (images, target):
-                    shutil.rmtree(left, ignore_errors=True)
-                if tool == "autoseg":
-                    by_autoseg(listed.testing, images, target, folder)
-                else:
-                    nnunet = NnUNet(home, folder, load_datalist(home / "datalist.json"), given)
-                    nnunet.predict(linked(listed.testing, images), target)
-                write_json(done, {**read_json(result), "cases": scored(listed, target)})
-            write_json(keep / f"{tool}_{minutes:g}.json", read_json(done))
-    kept = {pair: keep / f"{pair[0]}_{pair[1]:g}.json" for pair in asked}
-    print_table({pair: read_json(path) for pair, path in kept.items() if path.is_file()})
+    if not given.show and missing(DATA):
+        return 1
+    for tool, minutes in [] if given.show else asked:
+        folder = home / f"{tool}_{minutes:g}"
+        result = folder / "result.json"
+        if not result.is_file() or not read_json(result)["cases"]:
+            print(f"{folder}: nothing is trained there")
+            continue
+        done = folder / "listed.json"
+        if not done.is_file():
+            listed = load_datalist(DATA / "datalist.json")
+            write_json(done, {**read_json(result), "cases": scored(listed, predicted(tool, listed, folder, given))})
+        write_json(keep / f"{folder.name}.json", read_json(done))
+    print_kept(asked, keep)
     return 0
+
+
+def predicted(tool: str, listed: Datalist, folder: Path, given: argparse.Namespace) -> Path:
+    """The folder of what a tool's networks, trained in `folder`, predict of the listed testing cases."""
+    images, target = folder / "listed_images", folder / "listed_predictions"
+    for left in (images, target):
+        shutil.rmtree(left, ignore_errors=True)
+    if tool == "autoseg":
+        by_autoseg(listed.testing, images, target, folder)
+    else:
+        nnunet = NnUNet(folder.parent, folder, load_datalist(folder.parent / "datalist.json"), given)
+        nnunet.predict(linked(listed.testing, images), target)
+    return target
 
 
 def by_autoseg(cases: Sequence[Case], images: Path, target: Path, folder: Path) -> None:
