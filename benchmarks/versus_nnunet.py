@@ -8,9 +8,10 @@
 nnU-Net is installed into a virtual environment of its own (`<work_dir>/venv`, torch as ours is pinned). It gets
 3d_fullres on all cases that may be learned from (fold `all`). How many iterations fit is measured before its clock
 starts, with a few of them and a prediction; then plan, preprocessing, training and prediction count, as autoseg's
-whole call does. Its learning rate is annealed to the end: in epochs of 250 iterations, or one of fewer where the time
-is shorter. Threads and allocator are the same for both. What was trained and scored is kept by tool and budget: the
-same command goes on where it was ended. Scores, with the machine and the commit they are of, are written to
+whole call does. Its epochs are of 250 iterations, or there is one of fewer where the time is shorter; its learning rate
+is annealed from iteration to iteration (by itself it is from epoch to epoch, of which there are few here or one).
+Threads and allocator are the same for both. What was trained and scored is kept by tool and budget: the same command
+goes on where it was ended. Scores, with the machine and the commit they are of, are written to
 `benchmarks/results/versus_nnunet` as well, by data, tool and budget.
 """
 
@@ -52,8 +53,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "lesions": {"shape": (80, 80, 64), "labels": (1, 2), "training": 24, "testing": 16},
     "classes": {"shape": (56, 56, 48), "labels": (1, 2, 3, 4, 5), "training": 24, "testing": 16},
 }
-# nnU-Net's own trainer, told its length; called by its class, for its command imports every trainer that there is, and
-# one of them needs a package that does not go with every torch. The last argument is where seconds a step are written.
+# nnU-Net's own trainer, told its length, its rate annealed by iterations; called by its class, for its command imports
+# every trainer that there is, and one of them needs a package that does not go with every torch. The last argument is
+# where the ends of the steps (Unix time) and their learning rates are written.
 TRAINER = """
 import json, os, sys, time
 import torch
@@ -65,9 +67,11 @@ class nnUNetTrainer(original.nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs, self.num_iterations_per_epoch = int(sys.argv[2]), int(sys.argv[3])
         self.num_val_iterations_per_epoch = 1
-        self.ends = []
+        self.ends, self.rates = [], []
 
     def train_step(self, batch):
+        self.lr_scheduler.step(len(self.ends) / self.num_iterations_per_epoch)
+        self.rates.append(self.optimizer.param_groups[0]["lr"])
         found = super().train_step(batch)
         self.ends.append(time.time())
         return found
@@ -81,7 +85,7 @@ if __name__ == "__main__":
     plans["continue_training"] = False
     trainer = nnUNetTrainer(plans, "3d_fullres", "all", dataset, device)
     trainer.run_training()
-    json.dump(trainer.ends, open(sys.argv[4], "w"))
+    json.dump({"ends": trainer.ends, "rates": trainer.rates}, open(sys.argv[4], "w"))
 """
 
 
@@ -244,9 +248,10 @@ class NnUNet:
         if left < known["iteration"]:
             print(f"  {limit:g} s are too short for nnU-Net's plan and prediction: it gets one iteration", flush=True)
         epochs = max(1, round(iterations / EPOCH))
-        training, _ = self._train(epochs, max(1, iterations // epochs))
+        training, told = self._train(epochs, max(1, iterations // epochs))
         seconds = planning + training + self.predict(self.images, self.folder / "predictions")
-        return seconds, {"epochs": epochs, "iterations": epochs * max(1, iterations // epochs)}
+        facts = {"epochs": epochs, "iterations": len(told["ends"]), "last_rate": round(told["rates"][-1], 6)}
+        return seconds, facts
 
     def _measured(self) -> dict[str, float]:
         """Seconds of an iteration, of a training's start and end, of the prediction: before the clock runs."""
@@ -254,8 +259,8 @@ class NnUNet:
         shutil.rmtree(self.folder, ignore_errors=True)
         raw(self.datalist, self.folder / "raw")
         self._plan()
-        seconds, ends = self._train(1, TRIED)
-        iteration = fmean(after - before for before, after in pairwise(ends[2:]))
+        seconds, told = self._train(1, TRIED)
+        iteration = fmean(after - before for before, after in pairwise(told["ends"][2:]))
         found = {"iteration": iteration, "start": seconds - TRIED * iteration, "predict": 0.0}
         found["predict"] = self.predict(self.images, self.folder / "predictions")
         self.folder = own
@@ -271,7 +276,8 @@ class NnUNet:
         argv = [self.bin / "nnUNetv2_plan_and_preprocess", "-d", "1", "-c", "3d_fullres", "-np", cores, "-npfp", cores]
         return command(argv, self.folder / "output.log", self._environment())
 
-    def _train(self, epochs: int, iterations: int) -> tuple[float, list[float]]:
+    def _train(self, epochs: int, iterations: int) -> tuple[float, dict[str, list[float]]]:
+        """(seconds of the command, the `ends` and `rates` of its steps)."""
         script, times = self.folder / "train.py", self.folder / "times.json"
         script.write_text(TRAINER, "utf-8")
         argv = [self.bin / "python", script, self.device, str(epochs), str(iterations), times]
