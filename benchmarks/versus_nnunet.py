@@ -55,7 +55,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 # nnU-Net's own trainer, told its length, its rate annealed by iterations; called by its class, for its command imports
 # every trainer that there is, and one of them needs a package that does not go with every torch. The last argument is
-# where the ends of the steps (Unix time) and their learning rates are written.
+# where the ends of the steps (Unix time) and the last one's learning rate are written.
 TRAINER = """
 import json, os, sys, time
 import torch
@@ -67,11 +67,10 @@ class nnUNetTrainer(original.nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs, self.num_iterations_per_epoch = int(sys.argv[2]), int(sys.argv[3])
         self.num_val_iterations_per_epoch = 1
-        self.ends, self.rates = [], []
+        self.ends = []
 
     def train_step(self, batch):
         self.lr_scheduler.step(len(self.ends) / self.num_iterations_per_epoch)
-        self.rates.append(self.optimizer.param_groups[0]["lr"])
         found = super().train_step(batch)
         self.ends.append(time.time())
         return found
@@ -85,7 +84,8 @@ if __name__ == "__main__":
     plans["continue_training"] = False
     trainer = nnUNetTrainer(plans, "3d_fullres", "all", dataset, device)
     trainer.run_training()
-    json.dump({"ends": trainer.ends, "rates": trainer.rates}, open(sys.argv[4], "w"))
+    rate = trainer.optimizer.param_groups[0]["lr"]
+    json.dump({"ends": trainer.ends, "last_rate": rate}, open(sys.argv[4], "w"))
 """
 
 
@@ -250,8 +250,7 @@ class NnUNet:
         epochs = max(1, round(iterations / EPOCH))
         training, told = self._train(epochs, max(1, iterations // epochs))
         seconds = planning + training + self.predict(self.images, self.folder / "predictions")
-        facts = {"epochs": epochs, "iterations": len(told["ends"]), "last_rate": round(told["rates"][-1], 6)}
-        return seconds, facts
+        return seconds, {"epochs": epochs, "iterations": len(told["ends"]), "last_rate": round(told["last_rate"], 6)}
 
     def _measured(self) -> dict[str, float]:
         """Seconds of an iteration, of a training's start and end, of the prediction: before the clock runs."""
@@ -276,8 +275,8 @@ class NnUNet:
         argv = [self.bin / "nnUNetv2_plan_and_preprocess", "-d", "1", "-c", "3d_fullres", "-np", cores, "-npfp", cores]
         return command(argv, self.folder / "output.log", self._environment())
 
-    def _train(self, epochs: int, iterations: int) -> tuple[float, dict[str, list[float]]]:
-        """(seconds of the command, the `ends` and `rates` of its steps)."""
+    def _train(self, epochs: int, iterations: int) -> tuple[float, dict[str, Any]]:
+        """(seconds of the command, the `ends` of its steps, the `last_rate`)."""
         script, times = self.folder / "train.py", self.folder / "times.json"
         script.write_text(TRAINER, "utf-8")
         argv = [self.bin / "python", script, self.device, str(epochs), str(iterations), times]
